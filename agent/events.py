@@ -1,0 +1,115 @@
+"""What happens to jobs, as events: metrics, logs, the decision log and learning observe these."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+if TYPE_CHECKING:
+    from agent.job import Answer, Job, Outcome
+    from policies.api import Plan, Situation
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BadMessage:
+    """A message that is no valid job came in."""
+
+    reason: str  # an error code
+    detail: str
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A valid job came in by `intake` (mqtt or http)."""
+
+    job: Job
+    intake: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A policy chose; the plan is carried out next."""
+
+    job: Job
+    policy: str
+    situation: Situation
+    plan: Plan
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFailed:
+    """The policy raised, overran or gave an impossible plan; the static rule stood in."""
+
+    policy: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A route began to run the job."""
+
+    job: Job
+    route: str  # a RouteView's name
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """One attempt ended, well or badly."""
+
+    job: Job
+    situation: Situation
+    plan: Plan
+    outcome: Outcome
+    latency_s: float  # from decision to outcome
+    energy_j: float | None
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """An attempt failed, or its answer was too doubtful, and the policy will be asked again."""
+
+    job: Job
+    route: str
+    reason: str  # an error code, or "escalated"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The job has its terminal answer."""
+
+    job: Job
+    answer: Answer
+
+
+E_ = TypeVar("E_")
+
+
+class Events:
+    """Calls each event's observers, in the order they subscribed, within `emit`.
+
+    An observer that raises is logged and costs neither the job nor the other observers anything.
+    """
+
+    def __init__(self) -> None:
+        self._observers: defaultdict[type, list[Callable[[Any], None]]] = defaultdict(list)
+
+    def subscribe(self, kind: type[E_], observer: Callable[[E_], None]) -> None:
+        """Call `observer` with each event of exactly this type."""
+        self._observers[kind].append(observer)
+
+    def emit(self, event: object) -> None:
+        """Tell the event's observers."""
+        for observer in self._observers[type(event)]:
+            try:
+                observer(event)
+            except Exception:
+                log.exception("observer_failed", observed=type(event).__name__)

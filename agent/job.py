@@ -1,0 +1,152 @@
+"""The domain: a job, what it is made of, and how it ends. No I/O."""
+
+from __future__ import annotations
+
+import enum
+import re
+import secrets
+import time
+import uuid
+from dataclasses import dataclass, field
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Placement(enum.StrEnum):
+    """Where a job wants to run. `prefer_…` may fall back, `only_…` may not."""
+
+    AUTO = "auto"
+    ONLY_LOCAL = "only_local"
+    PREFER_LOCAL = "prefer_local"
+    PREFER_CLOUD = "prefer_cloud"
+    ONLY_CLOUD = "only_cloud"
+
+
+class ErrorCode(enum.StrEnum):
+    """Why a job got no result."""
+
+    BAD_REQUEST = "bad_request"
+    UNKNOWN_MODEL = "unknown_model"
+    TOO_LARGE = "too_large"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+    OVERLOADED = "overloaded"
+    NO_ROUTE = "no_route"
+    MODEL_ERROR = "model_error"
+    ENDPOINT_ERROR = "endpoint_error"
+    INTERNAL = "internal"
+
+
+class JobError(Exception):
+    """A job's failure: a code, and one clear sentence for the requester."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+# Open Inference Protocol v2 datatypes, and bytes per element. BYTES has no fixed size: each
+# element is a little-endian uint32 length and that many bytes.
+DATATYPE_SIZES = {
+    "BOOL": 1,
+    "UINT8": 1,
+    "UINT16": 2,
+    "UINT32": 4,
+    "UINT64": 8,
+    "INT8": 1,
+    "INT16": 2,
+    "INT32": 4,
+    "INT64": 8,
+    "FP16": 2,
+    "FP32": 4,
+    "FP64": 8,
+}
+BYTES = "BYTES"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array: `data` is row-major, little-endian, in OIP's binary layout."""
+
+    name: str
+    datatype: str  # a key of DATATYPE_SIZES, or BYTES
+    shape: tuple[int, ...]
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One inference to run, as its requester asked for it."""
+
+    id: str
+    model: str
+    received_at: float  # monotonic seconds
+    deadline_at: float  # monotonic seconds
+    inputs: tuple[Tensor, ...] = ()  # empty for an image job
+    outputs: tuple[str, ...] = ()  # names of the outputs asked for; empty: all
+    image: bytes | None = field(default=None, repr=False)  # an encoded JPEG or PNG
+    priority: int = 5  # 0..9, higher first
+    private: bool = False  # never leaves the device
+    placement: Placement = Placement.AUTO
+    endpoint: str | None = None  # pinned to this endpoint
+    max_cost: float | None = None
+    min_confidence: float | None = None  # below it a local answer is escalated
+    deferrable: bool = False  # may wait for better conditions until its deadline
+    binary_output: bool = False  # answered in OIP's binary extension
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the inputs in bytes."""
+        return len(self.image or b"") + sum(len(tensor.data) for tensor in self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt on one route ended: outputs, or an error."""
+
+    outputs: tuple[Tensor, ...] = ()
+    error: JobError | None = None
+    queue_s: float = 0.0  # waited for the route
+    run_s: float = 0.0  # ran on the route: inference, or the whole request
+    bytes_up: int = 0  # sent over the network
+    bytes_down: int = 0
+    cost: float | None = None
+    confidence: float | None = None  # of the top label, where the model has labels
+    retriable: bool = True  # False: another attempt would fail in the same way
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a job's answer says of how it came about."""
+
+    route: str | None = None  # local or cloud; None where no route was taken
+    endpoint: str | None = None
+    policy: str | None = None
+    reason: str | None = None
+    attempts: int = 0
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    total_s: float = 0.0
+    energy_j: float | None = None  # estimate
+    cost: float | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The one terminal answer of a job: outputs, or an error."""
+
+    id: str
+    model: str
+    outputs: tuple[Tensor, ...] = ()
+    error: JobError | None = None
+    account: Account = field(default_factory=Account)
+
+
+def make_id() -> str:
+    """Make a UUIDv7 (RFC 9562): unique, and sorting by time of making."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    value |= 0b10 << 62 | secrets.randbits(62)
+    return str(uuid.UUID(int=value))

@@ -1,0 +1,89 @@
+"""Logging: one event a line, JSON for machines, coloured text for a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal
+
+import msgspec
+import structlog
+
+from agent.events import Answered, BadMessage, Events, PolicyFailed
+
+log = structlog.get_logger(__name__)
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
+    """Set up logging to standard error, the libraries' own logs included."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if form == "json" or (form == "auto" and not sys.stderr.isatty()):
+        render: list[Any] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_to_json),
+        ]
+    else:
+        render = [structlog.dev.ConsoleRenderer()]
+    structlog.configure(
+        processors=[*shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def observe(events: Events) -> None:
+    """Log what happens to jobs: one line for each answer."""
+    events.subscribe(Answered, _on_answered)
+    events.subscribe(BadMessage, _on_bad_message)
+    events.subscribe(PolicyFailed, _on_policy_failed)
+
+
+def _on_answered(event: Answered) -> None:
+    account = event.answer.account
+    error = event.answer.error
+    log.info(
+        "job_answered",
+        job_id=event.job.id,
+        model=event.job.model[:64],
+        route=account.route,
+        endpoint=account.endpoint,
+        reason=account.reason,
+        attempts=account.attempts,
+        total_ms=round(account.total_s * 1000, 3),
+        run_ms=round(account.run_s * 1000, 3),
+        error=None if error is None else error.code.value,
+    )
+
+
+def _on_bad_message(event: BadMessage) -> None:
+    log.warning(
+        "bad_message", reason=event.reason, detail=event.detail[:300], topic=event.topic[:200]
+    )
+
+
+def _on_policy_failed(event: PolicyFailed) -> None:
+    log.error("policy_failed", policy=event.policy, detail=event.detail)
+
+
+def _to_json(event: dict[str, Any], **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()

@@ -1,0 +1,347 @@
+"""One connection to the broker: paho-mqtt on the event loop.
+
+paho is used directly, not through aiomqtt which wraps it: what is needed here (acks by hand,
+PUBACK reason codes, no bounded queue to drop from, acks that die with their connection) would
+replace most of aiomqtt's client, and its task per message costs a third of the throughput.
+
+A link is never reused. What belongs to a connection (message ids, unacknowledged deliveries)
+ends with its link, so that a late ack can't reach a later connection, whose ids begin again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+log = structlog.get_logger(__name__)
+
+REFUSED = 0x80  # reason codes from here on are failures
+CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 30
+# How many unacknowledged deliveries the broker may have out to us. It bounds our memory; it is
+# not used to size a buffer, since mosquitto overshoots it.
+RECEIVE_MAXIMUM = 256
+SESSION_EXPIRY_S = 7 * 24 * 3600
+
+
+class LinkError(Exception):
+    """The connection failed, was refused, or ended."""
+
+
+class PublishRefusedError(Exception):
+    """The broker took the message from us and refused it: it is not delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where and how to connect."""
+
+    host: str
+    port: int
+    client_id: str
+    v5: bool = True
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: ssl.SSLContext | None = None
+    persistent: bool = True  # the broker keeps our session while we are away
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker publishes when we vanish; retained, QoS 1."""
+
+    topic: str
+    payload: bytes
+
+
+class Delivery:
+    """A message that the broker has handed over, and that is ours until `done`."""
+
+    __slots__ = (
+        *("content_type", "correlation", "finished", "mid", "payload", "properties", "qos"),
+        *("reply", "topic", "_acknowledge"),
+    )
+
+    def __init__(self, message: paho.MQTTMessage, acknowledge: Callable[[], None]) -> None:
+        self.mid = message.mid
+        self.qos = message.qos
+        self.finished = False
+        self._acknowledge = acknowledge
+        try:
+            self.topic: str = message.topic
+        except UnicodeDecodeError:
+            self.topic = ""
+        self.payload = bytes(message.payload)
+        properties = message.properties
+        self.content_type: str | None = getattr(properties, "ContentType", None)
+        self.reply: str | None = getattr(properties, "ResponseTopic", None)
+        self.correlation: bytes | None = getattr(properties, "CorrelationData", None)
+        self.properties: dict[str, str] = dict(getattr(properties, "UserProperty", ()))
+
+    def done(self) -> None:
+        """Let it be acknowledged to the broker, in its turn. No effect once the link has ended."""
+        self.finished = True
+        self._acknowledge()
+
+
+class Link:
+    """A connection from `open` until `ended`."""
+
+    def __init__(
+        self, broker: Broker, will: Will | None, on_delivery: Callable[[Delivery], None]
+    ) -> None:
+        self._broker = broker
+        self._on_delivery = on_delivery
+        self._loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[bool] = self._loop.create_future()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._acknowledged: dict[int, asyncio.Future[ReasonCode]] = {}
+        self._subscribed: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._unacked: deque[Delivery] = deque()
+        self._flush_planned = False
+        self._descriptor = -1
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=broker.client_id,
+            protocol=paho.MQTTv5 if broker.v5 else paho.MQTTv311,
+            clean_session=None if broker.v5 else not broker.persistent,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        self._client.connect_timeout = CONNECT_TIMEOUT_S
+        self._client.max_queued_messages_set(0)
+        if broker.username is not None:
+            self._client.username_pw_set(broker.username, broker.password)
+        if broker.tls is not None:
+            self._client.tls_set_context(broker.tls)
+        if will is not None:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
+        self._client.on_subscribe = self._on_subscribe
+        # paho writes at once where there is no such callback; `open` flushes when it is connected.
+        self._client.on_socket_register_write = lambda *_: None
+
+    async def open(self) -> bool:
+        """Connect; tell whether the broker still had our session.
+
+        Raises:
+            LinkError: The broker can't be reached, or refuses us.
+        """
+        try:
+            # paho resolves, connects and shakes hands in blocking calls.
+            await asyncio.to_thread(self._connect)
+        except (OSError, ValueError) as error:
+            raise LinkError(str(error)) from None
+        self._client.on_socket_register_write = self._plan_flush
+        self._loop.add_reader(self._descriptor, self._read)
+        self._flush()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await asyncio.shield(self._opened)
+        except TimeoutError:
+            self._end("no CONNACK from the broker")
+            raise LinkError("no CONNACK from the broker") from None
+
+    async def run(self) -> str:
+        """Keep the connection alive until it ends; give the reason."""
+        while not self._ended.done():
+            self._client.loop_misc()
+            await asyncio.wait((self._ended,), timeout=KEEPALIVE_S / 6)
+        return self._ended.result()
+
+    async def subscribe(self, topics: list[str]) -> None:
+        """Subscribe with QoS 1.
+
+        Raises:
+            LinkError: The connection ended, or the broker refused a topic.
+        """
+        result, mid = self._client.subscribe([(topic, 1) for topic in topics])
+        if result != paho.MQTT_ERR_SUCCESS or mid is None:
+            raise LinkError(paho.error_string(result))
+        granted = self._subscribed[mid] = self._loop.create_future()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            codes = await self._or_ended(granted)
+        for topic, code in zip(topics, codes, strict=True):
+            if code.value >= REFUSED:
+                raise LinkError(f"the broker refused the subscription to {topic}: {code}")
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        properties: Properties | None = None,
+        *,
+        retain: bool = False,
+    ) -> None:
+        """Publish with QoS 1, and wait for the broker to take it.
+
+        Raises:
+            LinkError: The connection ended before the PUBACK.
+            PublishRefusedError: The PUBACK says that the message was not taken.
+        """
+        taken = self._loop.create_future()
+        info = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
+        if info.rc not in (paho.MQTT_ERR_SUCCESS, paho.MQTT_ERR_QUEUE_SIZE):
+            raise LinkError(paho.error_string(info.rc))
+        self._acknowledged[info.mid] = taken
+        code = await self._or_ended(taken)
+        if code.value >= REFUSED:
+            raise PublishRefusedError(f"the broker refused a message to {topic}: {code}")
+
+    def publish_lightly(self, topic: str, payload: bytes) -> None:
+        """Publish with QoS 0: it may get lost."""
+        self._client.publish(topic, payload, qos=0)
+
+    async def close(self) -> None:
+        """Disconnect in good order: the will is not published."""
+        if not self._ended.done():
+            self._client.disconnect()
+            self._flush()
+        self._end("closed")
+
+    def _connect(self) -> None:
+        broker = self._broker
+        properties = None
+        if broker.v5:
+            properties = Properties(PacketTypes.CONNECT)
+            properties.SessionExpiryInterval = SESSION_EXPIRY_S if broker.persistent else 0
+            properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        self._client.connect(
+            broker.host,
+            broker.port,
+            KEEPALIVE_S,
+            # A session that began clean is never kept by mosquitto.
+            clean_start=not broker.persistent if broker.v5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
+            properties=properties,
+        )
+        connection: Any = self._client.socket()
+        assert connection is not None
+        self._descriptor = connection.fileno()
+        with contextlib.suppress(OSError):
+            # Small packets both ways: without this each answer may wait 40 ms for an ack.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _read(self) -> None:
+        try:
+            self._client.loop_read()
+            connection: Any = self._client.socket()
+            while isinstance(connection, ssl.SSLSocket) and connection.pending():
+                # Bytes that TLS has already taken off the socket wake no reader.
+                self._client.loop_read()
+                connection = self._client.socket()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this connection is over
+            self._end(f"reading failed: {error}")
+        if self._client.socket() is None:
+            self._end("the connection was closed")
+
+    def _plan_flush(self, *_: Any) -> None:
+        # Once for all that is published in this turn of the loop.
+        if not self._flush_planned:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        if self._ended.done() or self._client.socket() is None:
+            return
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this connection is over
+            self._end(f"writing failed: {error}")
+            return
+        if self._client.want_write():
+            self._loop.add_writer(self._descriptor, self._flush)
+        elif self._descriptor >= 0:
+            self._loop.remove_writer(self._descriptor)
+
+    async def _or_ended(self, future: asyncio.Future[Any]) -> Any:
+        if self._ended.done():
+            raise LinkError(self._ended.result())
+        return await future
+
+    def _end(self, reason: str) -> None:
+        if self._ended.done():
+            return
+        self._ended.set_result(reason)
+        if self._descriptor >= 0:
+            self._loop.remove_reader(self._descriptor)
+            self._loop.remove_writer(self._descriptor)
+        self._unacked.clear()  # the broker hands these over again: an ack now would be for others
+        pendings: list[asyncio.Future[Any]] = [
+            *self._acknowledged.values(),
+            *self._subscribed.values(),
+        ]
+        for pending in pendings:
+            if not pending.done():
+                pending.set_exception(LinkError(reason))
+        if not self._opened.done():
+            self._opened.set_exception(LinkError(reason))
+            self._opened.exception()  # looked at: nobody may be waiting any more
+        connection: Any = self._client.socket()
+        if connection is not None:
+            connection.close()
+
+    def _acknowledge(self) -> None:
+        # In the order of receipt, whatever the order of finishing.
+        while self._unacked and self._unacked[0].finished:
+            first = self._unacked.popleft()
+            self._client.ack(first.mid, first.qos)
+
+    def _on_connect(
+        self, _client: Any, _userdata: Any, flags: Any, code: ReasonCode, properties: Any
+    ) -> None:
+        if self._opened.done():
+            return
+        if code.value != 0:
+            self._end(f"the broker refused the connection: {code}")
+            return
+        window = getattr(properties, "ReceiveMaximum", None)
+        if window is not None:
+            # paho keeps to its own default of 20; the broker may allow fewer or more.
+            self._client._max_inflight_messages = window  # noqa: SLF001 - no setter while connected
+        self._opened.set_result(bool(flags.session_present))
+
+    def _on_disconnect(
+        self, _client: Any, _userdata: Any, _flags: Any, code: ReasonCode, _properties: Any
+    ) -> None:
+        self._end(f"the connection ended: {code}")
+
+    def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
+        delivery = Delivery(message, self._acknowledge)
+        if delivery.qos > 0:
+            self._unacked.append(delivery)
+        try:
+            self._on_delivery(delivery)
+        except Exception:
+            # Not acknowledged: the broker hands it over again on the next connection.
+            log.exception("delivery_failed", topic=delivery.topic)
+
+    def _on_publish(
+        self, _client: Any, _userdata: Any, mid: int, code: ReasonCode, _properties: Any
+    ) -> None:
+        taken = self._acknowledged.pop(mid, None)
+        if taken is not None and not taken.done():
+            taken.set_result(code)
+
+    def _on_subscribe(
+        self, _client: Any, _userdata: Any, mid: int, codes: list[ReasonCode], _properties: Any
+    ) -> None:
+        granted = self._subscribed.pop(mid, None)
+        if granted is not None and not granted.done():
+            granted.set_result(codes)

@@ -1,0 +1,134 @@
+"""Keeps a connection to the broker up, and publishes across its breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+import structlog
+from paho.mqtt.properties import Properties
+
+from agent.mqtt.link import Broker, Delivery, Link, LinkError, PublishRefusedError, Will
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_FIRST_S = 0.25
+BACKOFF_LAST_S = 30.0
+STABLE_AFTER_S = 10.0
+
+
+class Session:
+    """Our session with the broker: connects, subscribes, says we are here, and does so again."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        will: Will,
+        birth: bytes,
+        topics: Sequence[str],
+        on_delivery: Callable[[Delivery], None],
+        on_change: Callable[[bool], None],
+    ) -> None:
+        """Set the session up; `run` connects.
+
+        Args:
+            broker: Where to connect.
+            will: Published by the broker when we vanish, and by us when we leave.
+            birth: Published, retained, on the will's topic after each connect.
+            topics: What to subscribe to.
+            on_delivery: Called with each message, on the event loop.
+            on_change: Called with True once connected and subscribed, with False when that ends.
+        """
+        self._broker = broker
+        self._will = will
+        self._birth = birth
+        self._topics = list(topics)
+        self._on_delivery = on_delivery
+        self._on_change = on_change
+        self._link: Link | None = None
+        self._up = asyncio.Event()
+        self.trouble: str | None = "not yet connected"  # why there is no connection, or None
+
+    @property
+    def connected(self) -> bool:
+        """Whether we are connected and subscribed."""
+        return self._up.is_set()
+
+    async def run(self) -> None:
+        """Connect, and connect again with growing, jittered pauses, until cancelled."""
+        loop = asyncio.get_running_loop()
+        pause = BACKOFF_FIRST_S
+        while True:
+            began = loop.time()
+            self.trouble = await self._connect_once()
+            if loop.time() - began > STABLE_AFTER_S:
+                pause = BACKOFF_FIRST_S
+            # Full jitter: a fleet must not come back to its broker in one wave.
+            wait = random.uniform(BACKOFF_FIRST_S / 2, pause)  # noqa: S311 - no secret
+            log.warning("mqtt_disconnected", reason=self.trouble, retry_in_s=round(wait, 2))
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, BACKOFF_LAST_S)
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        properties: Properties | None = None,
+        *,
+        retain: bool = False,
+    ) -> None:
+        """Publish with QoS 1 until the broker has taken it, over as many connections as it needs.
+
+        Raises:
+            PublishRefusedError: The broker won't take it.
+        """
+        while True:
+            await self._up.wait()
+            link = self._link
+            assert link is not None
+            try:
+                await link.publish(topic, payload, properties, retain=retain)
+            except LinkError:
+                continue
+            return
+
+    def publish_lightly(self, topic: str, payload: bytes) -> None:
+        """Publish with QoS 0 if there is a connection now."""
+        if self._link is not None:
+            self._link.publish_lightly(topic, payload)
+
+    async def leave(self) -> None:
+        """Say that we go, and disconnect."""
+        link = self._link
+        if link is not None and self.connected:
+            try:
+                await link.publish(self._will.topic, self._will.payload, retain=True)
+            except (LinkError, PublishRefusedError) as error:
+                log.warning("mqtt_farewell_failed", error=str(error))
+            await link.close()
+
+    async def _connect_once(self) -> str:
+        link = Link(self._broker, self._will, self._on_delivery)
+        try:
+            present = await link.open()
+            # What the broker kept for us arrives before we have subscribed.
+            self._link = link
+            await link.subscribe(self._topics)
+            await link.publish(self._will.topic, self._birth, retain=True)
+            self.trouble = None
+            self._up.set()
+            self._on_change(True)
+            log.info(
+                "mqtt_connected", host=self._broker.host, port=self._broker.port, resumed=present
+            )
+            return await link.run()
+        except (LinkError, PublishRefusedError, TimeoutError) as error:
+            return str(error) or "the broker does not answer"
+        finally:
+            self._link = None
+            if self._up.is_set():
+                self._up.clear()
+                self._on_change(False)
+            await link.close()

@@ -1,0 +1,1 @@
+"""Decides each job's route and carries the decision out: `router` is where to begin."""

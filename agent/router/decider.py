@@ -1,0 +1,88 @@
+"""Asks the policy, and falls back to a static rule where the policy fails."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from agent.events import Attempted, PolicyFailed
+from agent.plugins import LoadedPolicy
+from agent.router.guard import Guard, OverrunError
+from policies.api import Feedback, Learner, Plan, Situation, Why
+
+
+class Decider:
+    """The policy, kept within bounds."""
+
+    def __init__(self, loaded: LoadedPolicy, timeout_s: float) -> None:
+        """Set up.
+
+        Args:
+            loaded: The policy.
+            timeout_s: How long a decision may take.
+        """
+        self.name = loaded.name
+        self._policy = loaded.policy
+        self._guard = Guard(timeout_s)
+
+    def start(self) -> None:
+        """Arm the guard; to be called from the thread that decides."""
+        self._guard.install()
+
+    def decide(self, situation: Situation) -> tuple[Plan, PolicyFailed | None, float]:
+        """Choose among the open routes, of which there is at least one.
+
+        Returns:
+            The plan, what was wrong with the policy if the static rule had to stand in, and the
+            seconds it took.
+        """
+        began = time.perf_counter()
+        trouble = None
+        plan = None
+        try:
+            with self._guard.watch():
+                plan = self._policy.decide(situation)
+            trouble = _fault(plan, situation)
+        except OverrunError as error:
+            trouble = str(error)
+        except Exception as error:  # noqa: BLE001 - a policy may raise anything
+            trouble = f"raised {type(error).__name__}: {error}"
+        failed = None
+        if trouble is not None or plan is None:
+            failed = PolicyFailed(self.name, trouble or "gave no plan")
+            plan = _static_rule(situation)
+        return plan, failed, time.perf_counter() - began
+
+    def learn(self, attempt: Attempted) -> None:
+        """Tell a policy that learns how its plan went."""
+        if not isinstance(self._policy, Learner):
+            return
+        outcome = attempt.outcome
+        feedback = Feedback(
+            situation=attempt.situation,
+            plan=attempt.plan,
+            latency_s=attempt.latency_s,
+            error=None if outcome.error is None else outcome.error.code.value,
+            energy_j=attempt.energy_j,
+            cost=attempt.cost,
+            confidence=outcome.confidence,
+        )
+        with self._guard.watch():
+            self._policy.learn(feedback)
+
+
+def _fault(plan: Any, situation: Situation) -> str | None:
+    # What a stranger's policy gives need not be what its type says.
+    if type(plan) is not Plan:
+        return f"gave {type(plan).__name__}, no Plan"
+    if not isinstance(plan.why, Why):
+        return f"gave the reason {plan.why!r}, which is none of the words of Why"
+    if plan.route is not None and plan.route not in [r.name for r in situation.open_routes]:
+        return f"took the route {plan.route!r}, which is not open"
+    return None
+
+
+def _static_rule(situation: Situation) -> Plan:
+    route = situation.open_routes[0]
+    return replace(Plan(route.name, Why.POLICY_FAILED), expected=route.estimate)

@@ -1,0 +1,66 @@
+"""Bounds how long a policy's code may hold the event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+
+class OverrunError(Exception):
+    """The guarded code took too long."""
+
+
+class _Interrupt(BaseException):
+    """Raised inside the guarded code; not an Exception, so that it is seldom caught there."""
+
+
+class Guard:
+    """Interrupts code that overruns, endless loops included, by a timer signal.
+
+    A thread per decision would cost more than most decisions do. Python delivers signals to the
+    main thread alone: elsewhere (and inside C code) the overrun is noticed only afterwards.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        """Set up a guard; `install` arms it."""
+        self._limit_s = limit_s
+        self._armed = False
+        self._installed = False
+
+    def install(self) -> None:
+        """Take over SIGALRM, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, self._on_alarm)
+            self._installed = True
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Guard the block.
+
+        Raises:
+            OverrunError: It took longer than the limit, and was interrupted where possible.
+        """
+        began = time.perf_counter()
+        if self._installed:
+            self._armed = True
+            signal.setitimer(signal.ITIMER_REAL, self._limit_s)
+        try:
+            try:
+                yield
+            finally:
+                # From here on a late signal finds the guard disarmed, and does nothing.
+                self._armed = False
+                if self._installed:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        except _Interrupt:
+            raise OverrunError(f"took over {self._limit_s * 1000:g} ms") from None
+        if time.perf_counter() - began > self._limit_s:
+            raise OverrunError(f"took over {self._limit_s * 1000:g} ms")
+
+    def _on_alarm(self, *_: object) -> None:
+        if self._armed:
+            self._armed = False
+            raise _Interrupt

@@ -1,0 +1,359 @@
+"""A job's way from `run` to its answer: decide, take the route, and decide again if that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import structlog
+
+from agent.config import Energy, Model
+from agent.estimate import Estimates, energy_j
+from agent.events import Answered, Attempted, Decided, Events, Retrying, Started
+from agent.job import Account, Answer, ErrorCode, Job, JobError, Outcome, Tensor
+from agent.router import constraints
+from agent.router.decider import Decider
+from agent.routes import Route
+from agent.sensors.sampler import Sampler
+from policies import api
+from policies.api import Plan, RouteView, Situation, Why
+
+log = structlog.get_logger(__name__)
+
+# Left for the local route when a cloud attempt takes all the time it is given: this many times the
+# local p95, plus what deciding and queueing again takes; half of what is left where no local run
+# has been measured.
+RESERVE_FACTOR = 2.0
+RESERVE_EXTRA_S = 0.02
+RESERVE_UNKNOWN = 0.5
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What has come of a job so far."""
+
+    tried: dict[str, JobError] = field(default_factory=dict)
+    attempts: int = 0
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    energy_j: float = 0.0
+    cost: float = 0.0
+    policy: str | None = None
+    plan: Plan | None = None
+    doubtful: tuple[Plan, Outcome] | None = None  # a local answer below the wanted confidence
+
+
+class Router:
+    """Routes jobs."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        models: Mapping[str, Model],
+        decider: Decider,
+        *,
+        estimates: Estimates,
+        sampler: Sampler,
+        events: Events,
+        power: Energy,
+        max_jobs: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Wire the router up.
+
+        Args:
+            routes: All routes, in the order of preference of the static rule.
+            models: The models that jobs may name.
+            decider: The policy.
+            estimates: What each route is expected to cost.
+            sampler: The device's readings.
+            events: Told of each step.
+            power: Power model, for the estimate of an attempt's energy.
+            max_jobs: More unfinished jobs than this are answered `overloaded`.
+            clock: Monotonic seconds.
+        """
+        self._routes = {route.name: route for route in routes}
+        self._models = models
+        self._decider = decider
+        self._estimates = estimates
+        self._sampler = sampler
+        self._events = events
+        self._power = power
+        self._max_jobs = max_jobs
+        self._clock = clock
+        self._tasks: dict[str, asyncio.Task[Answer]] = {}
+        self._cancelled: set[str] = set()
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs that have no answer yet."""
+        return len(self._tasks)
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job; tell whether there was one to cancel. Its `run` gives the answer."""
+        task = self._tasks.get(job_id)
+        if task is None or job_id in self._cancelled:
+            return False
+        self._cancelled.add(job_id)
+        task.cancel()
+        return True
+
+    async def run(self, job: Job) -> Answer:
+        """Take the job to its answer. To be awaited in a task of its own, which `cancel` ends."""
+        progress = _Progress()
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            if len(self._tasks) >= self._max_jobs:
+                raise JobError(
+                    ErrorCode.OVERLOADED,
+                    f"{len(self._tasks)} jobs are unfinished, limits.max_waiting_jobs is "
+                    f"{self._max_jobs}",
+                )
+            self._tasks[job.id] = task
+            answer = await self._route(job, progress)
+        except JobError as error:
+            answer = self._answer(job, progress, error=error)
+        except asyncio.CancelledError:
+            if job.id not in self._cancelled:
+                raise
+            task.uncancel()
+            cancelled = JobError(ErrorCode.CANCELLED, f"job '{job.id}' was cancelled")
+            answer = self._answer(job, progress, error=cancelled)
+        except Exception:
+            log.exception("job_failed_unexpectedly", job_id=job.id)
+            internal = JobError(ErrorCode.INTERNAL, "an internal error, see the daemon's log")
+            answer = self._answer(job, progress, error=internal)
+        finally:
+            if self._tasks.get(job.id) is task:
+                del self._tasks[job.id]
+            self._cancelled.discard(job.id)
+        self._events.emit(Answered(job, answer))
+        return answer
+
+    def situation(self, job: Job, tried: Mapping[str, JobError], attempts: int = 0) -> Situation:
+        """Take the snapshot that the job's next decision rests on."""
+        views, _ = self._views(job, tried)
+        return Situation(
+            job=api.JobTraits(
+                model=job.model,
+                input_bytes=job.input_bytes,
+                deadline_s=job.deadline_at - self._clock(),
+                priority=job.priority,
+                private=job.private,
+                placement=job.placement.value,
+                deferrable=job.deferrable,
+                max_cost=job.max_cost,
+                min_confidence=job.min_confidence,
+                attempts=attempts,
+            ),
+            device=self._sampler.device,
+            routes=views,
+        )
+
+    async def _route(self, job: Job, progress: _Progress) -> Answer:
+        if job.model not in self._models:
+            raise JobError(
+                ErrorCode.UNKNOWN_MODEL,
+                f"no model '{job.model[:64]}', known: {', '.join(sorted(self._models)) or 'none'}",
+            )
+        while True:
+            if self._clock() >= job.deadline_at:
+                return self._finish_late(job, progress)
+            situation = self.situation(job, progress.tried, progress.attempts)
+            if not situation.open_routes:
+                return self._finish_closed(job, progress)
+            plan, decided_at = self._decide(job, situation, progress)
+            if plan.route is None:
+                raise JobError(
+                    ErrorCode.NO_ROUTE, f"policy '{self._decider.name}' rejected the job"
+                )
+            route = self._routes[plan.route]
+            started = partial(self._events.emit, Started(job, plan.route))
+            outcome = await route.run(job, self._attempt_timeout_s(job, route), started)
+            self._record(job, situation, plan, outcome, decided_at, progress)
+            if outcome.error is not None:
+                if not outcome.retriable:
+                    raise outcome.error
+                progress.tried[plan.route] = outcome.error
+                self._events.emit(Retrying(job, plan.route, outcome.error.code.value))
+            elif self._is_doubtful(job, route, plan, outcome):
+                progress.doubtful = (plan, outcome)
+                progress.tried[plan.route] = JobError(
+                    ErrorCode.NO_ROUTE, f"its answer's confidence was {outcome.confidence:.3f}"
+                )
+                self._events.emit(Retrying(job, plan.route, "escalated"))
+            else:
+                return self._answer(job, progress, outcome=outcome)
+
+    def _decide(self, job: Job, situation: Situation, progress: _Progress) -> tuple[Plan, float]:
+        decided_at = self._clock()
+        plan, failed, took_s = self._decider.decide(situation)
+        if failed is not None:
+            self._events.emit(failed)
+        elif progress.attempts and plan.route is not None:
+            again = Why.RETRY if progress.doubtful is None else Why.ESCALATED
+            plan = replace(plan, why=again)
+        progress.policy = self._decider.name
+        progress.plan = plan
+        self._events.emit(Decided(job, self._decider.name, situation, plan, took_s))
+        return plan, decided_at
+
+    def state(self) -> dict[str, Any]:
+        """Give the device's readings and each route's estimates, as plain JSON types."""
+        return {
+            "policy": self._decider.name,
+            "device": _known(self._sampler.device),
+            "jobs": {"unfinished": self.unfinished},
+            "routes": {
+                name: {"waiting": route.waiting, "running": route.running}
+                for name, route in self._routes.items()
+            },
+            "endpoints": {
+                endpoint: _known(self._sampler.reach(endpoint))
+                for endpoint in (_endpoint(name) for name in self._routes)
+                if endpoint is not None
+            },
+            "models": {
+                model: {
+                    "routes": {
+                        name: _known(self._estimates.estimate(model, name, route.waiting))
+                        for name, route in self._routes.items()
+                    }
+                }
+                for model in self._models
+            },
+        }
+
+    def _record(
+        self,
+        job: Job,
+        situation: Situation,
+        plan: Plan,
+        outcome: Outcome,
+        decided_at: float,
+        progress: _Progress,
+    ) -> None:
+        assert plan.route is not None
+        used_j = energy_j(outcome, self._routes[plan.route].kind, self._power)
+        progress.attempts += 1
+        progress.queue_s += outcome.queue_s
+        progress.run_s += outcome.run_s
+        progress.energy_j += used_j
+        progress.cost += outcome.cost or 0.0
+        latency_s = self._clock() - decided_at
+        self._events.emit(Attempted(job, situation, plan, outcome, latency_s, used_j, outcome.cost))
+
+    def _is_doubtful(self, job: Job, route: Route, plan: Plan, outcome: Outcome) -> bool:
+        if route.kind != api.LOCAL or outcome.confidence is None:
+            return False
+        wanted = max(job.min_confidence or 0.0, plan.escalate_below or 0.0)
+        return outcome.confidence < wanted
+
+    def _finish_late(self, job: Job, progress: _Progress) -> Answer:
+        if progress.doubtful is not None:
+            return self._finish_closed(job, progress)
+        waited_ms = (self._clock() - job.received_at) * 1000
+        raise JobError(
+            ErrorCode.DEADLINE_EXCEEDED, f"no answer by the deadline, after {waited_ms:.0f} ms"
+        )
+
+    def _finish_closed(self, job: Job, progress: _Progress) -> Answer:
+        if progress.doubtful is not None:
+            # A doubtful answer is better than none.
+            progress.plan, outcome = progress.doubtful
+            return self._answer(job, progress, outcome=outcome)
+        _, closed = self._views(job, progress.tried)
+        raise constraints.explain(job, closed)
+
+    def _views(
+        self, job: Job, tried: Mapping[str, JobError]
+    ) -> tuple[tuple[RouteView, ...], dict[str, JobError]]:
+        estimates = {
+            name: self._estimates.estimate(job.model, name, route.waiting)
+            for name, route in self._routes.items()
+        }
+        costs = {name: estimate.cost for name, estimate in estimates.items()}
+        closed = constraints.close(job, tuple(self._routes.values()), tried, costs)
+        views = tuple(
+            RouteView(
+                name=name,
+                kind=route.kind,
+                estimate=estimates[name],
+                closed=closed[name].message if name in closed else None,
+                rtt_s=self._rtt_s(name),
+                waiting=route.waiting,
+            )
+            for name, route in self._routes.items()
+        )
+        return views, closed
+
+    def _rtt_s(self, route: str) -> float | None:
+        endpoint = _endpoint(route)
+        reach = None if endpoint is None else self._sampler.reach(endpoint)
+        return None if reach is None else reach.rtt_s
+
+    def _attempt_timeout_s(self, job: Job, route: Route) -> float:
+        left_s = max(job.deadline_at - self._clock(), 0.0)
+        local = self._routes.get(api.LOCAL)
+        if (
+            route.kind == api.LOCAL
+            or local is None
+            or constraints.forbidden(job, local, None) is not None
+            or local.closed_for(job) is not None
+        ):
+            return left_s
+        p95_s = self._estimates.estimate(job.model, local.name, local.waiting).latency_p95_s
+        if p95_s is None:
+            return left_s * RESERVE_UNKNOWN
+        return max(left_s - RESERVE_FACTOR * p95_s - RESERVE_EXTRA_S, left_s * RESERVE_UNKNOWN)
+
+    def _answer(
+        self,
+        job: Job,
+        progress: _Progress,
+        *,
+        outcome: Outcome | None = None,
+        error: JobError | None = None,
+    ) -> Answer:
+        plan = progress.plan
+        route = None if plan is None else plan.route
+        account = Account(
+            route=None if route is None else self._routes[route].kind,
+            endpoint=None if route is None else _endpoint(route),
+            policy=progress.policy,
+            reason=None if plan is None else plan.why.value,
+            attempts=progress.attempts,
+            queue_s=progress.queue_s,
+            run_s=progress.run_s,
+            total_s=self._clock() - job.received_at,
+            energy_j=round(progress.energy_j, 6) if progress.attempts else None,
+            cost=progress.cost if progress.attempts else None,
+            confidence=None if outcome is None else outcome.confidence,
+        )
+        if outcome is None:
+            return Answer(job.id, job.model, error=error, account=account)
+        return Answer(job.id, job.model, outputs=_chosen(job, outcome.outputs), account=account)
+
+
+def _chosen(job: Job, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not job.outputs:
+        return outputs
+    return tuple(output for output in outputs if output.name in job.outputs)
+
+
+def _endpoint(route: str) -> str | None:
+    kind, _, endpoint = route.partition(":")
+    return endpoint if kind == api.CLOUD else None
+
+
+def _known(readings: Any) -> dict[str, Any]:
+    """Give a dataclass's fields that are known."""
+    if readings is None:
+        return {}
+    return {k: v for k, v in dataclasses.asdict(readings).items() if v is not None}

@@ -1,0 +1,44 @@
+"""Routes: the ways to run a job. Each has `run(job) -> Outcome`, and the router knows no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from agent.job import Job, JobError, Outcome
+
+
+class Route(Protocol):
+    """One way to run a job.
+
+    `run` never raises for a job's sake: an error is part of the `Outcome`. Cancelling it gives the
+    job up.
+    """
+
+    @property
+    def name(self) -> str:
+        """``local``, or ``cloud:<endpoint>``."""
+
+    @property
+    def kind(self) -> str:
+        """``local`` or ``cloud``."""
+
+    def closed_for(self, job: Job) -> JobError | None:
+        """Tell why this route can't take the job now, or None."""
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for this route."""
+
+    @property
+    def running(self) -> int:
+        """Jobs that run on it."""
+
+    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+        """Run the job.
+
+        Args:
+            job: The job.
+            timeout_s: How long this attempt may take, waiting included.
+            started: Called when the waiting ends and the run begins.
+        """

@@ -1,0 +1,158 @@
+"""The worker process: loads models and runs them, one request at a time.
+
+It is a process of its own because a hostile model or image can kill or hang whatever decodes it,
+and because a busy Python thread beside an interpreter slows both (they contend for the GIL).
+Started as ``python -m agent.routes.worker SOCKET MEMORY LIMIT_MB``, the first two being inherited
+descriptors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from agent.config import ImageInput
+from agent.job import ErrorCode, JobError
+from agent.routes import images
+from agent.routes.interpreter import Model
+from agent.routes.messages import (
+    MAX_MESSAGE_BYTES,
+    Arena,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    ModelSpec,
+    Placed,
+    Prepare,
+    Reply,
+    Request,
+    Run,
+    RunImage,
+)
+from agent.wire.tensors import DATATYPES, NUMPY_DTYPES
+
+PR_SET_PDEATHSIG = 1
+
+Array = npt.NDArray[Any]
+
+
+class Worker:
+    """Answers requests from the models it has loaded."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._models: dict[str, tuple[ModelSpec, Model]] = {}
+
+    def answer(self, request: Request) -> Reply:
+        """Carry out one request. A job's failure is an answer, not an exception."""
+        try:
+            match request:
+                case Load(spec):
+                    return self._load(spec)
+                case Run(name, placed):
+                    return self._run(name, {p.name: self._take(p) for p in placed})
+                case RunImage(name, size):
+                    spec, model = self._model(name)
+                    assert spec.image is not None
+                    return self._run(name, self._image(model, spec.image, size))
+                case Prepare(name, size, settings):
+                    return self._prepare(name, settings, size)
+        except JobError as error:
+            return Failed(error.code.value, error.message)
+        except MemoryError:
+            return Failed(ErrorCode.MODEL_ERROR.value, "the worker ran out of memory")
+
+    def _model(self, name: str) -> tuple[ModelSpec, Model]:
+        if name not in self._models:
+            raise JobError(ErrorCode.MODEL_ERROR, f"model '{name}' could not be loaded again")
+        return self._models[name]
+
+    def _load(self, spec: ModelSpec) -> Loaded:
+        model = Model(spec)
+        zeros = {
+            port.name: np.zeros([max(n, 1) for n in port.shape], NUMPY_DTYPES[port.datatype])
+            for port in model.inputs
+        }
+        model.run(zeros)
+        began = time.perf_counter()
+        model.run(zeros)
+        run_s = time.perf_counter() - began
+        self._models[spec.name] = (spec, model)
+        return Loaded(model.inputs, model.outputs, run_s)
+
+    def _run(self, name: str, inputs: Mapping[str, Array]) -> Done:
+        _, model = self._model(name)
+        began = time.perf_counter()
+        outputs = model.run(inputs)
+        run_s = time.perf_counter() - began
+        return Done(self._place(outputs), run_s)
+
+    def _prepare(self, name: str, settings: ImageInput, size: int) -> Done:
+        began = time.perf_counter()
+        if name in self._models:
+            prepared = self._image(self._models[name][1], settings, size)
+        else:
+            assert settings.size is not None
+            width, height = settings.size
+            channels = 1 if settings.color == "grey" else 3
+            encoded = self._arena.read(0, size)
+            prepared = {"image": images.prepare(encoded, settings, height, width, channels)}
+        return Done(self._place(prepared), time.perf_counter() - began)
+
+    def _image(self, model: Model, settings: ImageInput, size: int) -> dict[str, Array]:
+        port = model.inputs[0]
+        if len(model.inputs) != 1 or len(port.shape) != 4:  # noqa: PLR2004 - batch, y, x, channel
+            raise JobError(
+                ErrorCode.MODEL_ERROR,
+                "images need a model with one input of shape [1, height, width, channels]",
+            )
+        _, height, width, channels = port.shape
+        if settings.size is not None:
+            width, height = settings.size
+        prepared = images.prepare(self._arena.read(0, size), settings, height, width, channels)
+        if port.datatype != "FP32" and not port.quantised:
+            prepared = prepared.astype(NUMPY_DTYPES[port.datatype])
+        return {port.name: prepared}
+
+    def _take(self, placed: Placed) -> Array:
+        data = self._arena.read(placed.offset, placed.size)
+        return np.frombuffer(data, NUMPY_DTYPES[placed.datatype]).reshape(placed.shape)
+
+    def _place(self, outputs: Mapping[str, Array]) -> list[Placed]:
+        pieces = [array.tobytes() for array in outputs.values()]
+        offsets = self._arena.write(pieces)
+        return [
+            Placed(name, DATATYPES[array.dtype], array.shape, offset, len(piece))
+            for (name, array), offset, piece in zip(outputs.items(), offsets, pieces, strict=True)
+        ]
+
+
+def main() -> None:
+    """Serve requests until the daemon closes the socket."""
+    socket_descriptor, memory_descriptor, memory_mb = (int(word) for word in sys.argv[1:4])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A model that hangs would not notice that the daemon is gone.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if memory_mb:
+        limit = memory_mb * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    connection = socket.socket(fileno=socket_descriptor)
+    worker = Worker(Arena(memory_descriptor))
+    decoder = msgspec.msgpack.Decoder(Request)
+    while received := connection.recv(MAX_MESSAGE_BYTES):
+        connection.send(msgspec.msgpack.encode(worker.answer(decoder.decode(received))))
+
+
+if __name__ == "__main__":
+    main()

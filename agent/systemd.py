@@ -1,0 +1,26 @@
+"""systemd's notification protocol: sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(*assignments: str) -> None:
+    """Send assignments such as ``READY=1`` to the service manager; nothing where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    # A leading @ stands for the abstract namespace, whose names begin with a null byte.
+    target = f"\0{address[1:]}" if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        connection.sendto("\n".join(assignments).encode(), target)
+
+
+def watchdog_interval_s() -> float | None:
+    """How often to send ``WATCHDOG=1``: half of what the unit allows; None without a watchdog."""
+    allowed_us = os.environ.get("WATCHDOG_USEC", "")
+    meant_for = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not allowed_us.isdecimal() or meant_for != str(os.getpid()):
+        return None
+    return int(allowed_us) / 1e6 / 2

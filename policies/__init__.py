@@ -1,0 +1,1 @@
+"""Policies: each decides, for one job in one situation, which route it takes."""

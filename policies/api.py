@@ -1,0 +1,170 @@
+"""What a policy sees and says. Pure: standard library only, no I/O, every object immutable.
+
+A policy is any object with ``decide(situation) -> Plan``. Learning from outcomes and keeping
+state are abilities of their own (`Learner`, `Stateful`): a policy has them by having the methods.
+Units are SI throughout (seconds, joules, bytes); a ratio is 0..1; what is not known is None,
+never 0.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+LOCAL = "local"
+CLOUD = "cloud"
+
+
+class Why(enum.StrEnum):
+    """The closed set of words a decision is explained by, in answers and metrics."""
+
+    ONLY_ROUTE = "only_route"  # one route was open to this job
+    PREFERRED = "preferred"  # the policy's standing preference
+    FALLBACK = "fallback"  # the preferred route was closed
+    BATTERY_LOW = "battery_low"
+    CPU_BUSY = "cpu_busy"
+    NETWORK_SLOW = "network_slow"
+    INPUT_LARGE = "input_large"
+    EXPECTED_COST = "expected_cost"  # least expected cost
+    EXPLORATION = "exploration"  # chosen in part to learn
+    RULE = "rule"  # a rule of the operator's matched
+    RETRY = "retry"  # an earlier attempt failed
+    ESCALATED = "escalated"  # an earlier answer was not confident enough
+    POLICY_FAILED = "policy_failed"  # the policy raised, overran or broke the rules: static rule
+    REJECTED = "rejected"  # the policy refused the job
+
+
+@dataclass(frozen=True, slots=True)
+class JobTraits:
+    """What a policy may know of a job: its terms, never its data."""
+
+    model: str
+    input_bytes: int  # size of the inputs as received
+    deadline_s: float  # seconds left until the job's deadline
+    priority: int = 5  # 0..9, higher first
+    private: bool = False  # must not leave the device
+    placement: str = "auto"  # auto, only_local, prefer_local, prefer_cloud, only_cloud
+    deferrable: bool = False  # may wait for better conditions until its deadline
+    max_cost: float | None = None  # the most it may cost, in the currency of the endpoints' prices
+    min_confidence: float | None = None  # a local answer below this is escalated
+    attempts: int = 0  # routes tried before this decision
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device's readings. None: no such sensor, or no reading yet."""
+
+    battery_charge_ratio: float | None = None
+    battery_discharging: bool | None = None
+    cpu_utilization_ratio: float | None = None
+    network_up: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one route is expected to cost this job now, its queue included."""
+
+    latency_mean_s: float | None = None
+    latency_p95_s: float | None = None
+    energy_j: float | None = None
+    cost: float | None = None
+    failure_probability: float | None = None
+    confidence: float | None = None  # mean confidence of this route's answers
+    samples: int = 0  # outcomes the estimate rests on
+
+
+@dataclass(frozen=True, slots=True)
+class RouteView:
+    """One way to run the job.
+
+    `name` is what a plan says: ``local`` or ``cloud:<endpoint>``. `closed` says why the route can
+    not be taken by this job; a plan that takes a closed route is refused.
+    """
+
+    name: str
+    kind: str  # LOCAL or CLOUD
+    estimate: Estimate = field(default_factory=Estimate)
+    closed: str | None = None
+    rtt_s: float | None = None  # round trip to the endpoint; None for the local route
+    waiting: int = 0  # jobs ahead in this route's queue
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that a decision may rest on: an immutable snapshot."""
+
+    job: JobTraits
+    device: Device
+    routes: tuple[RouteView, ...]
+
+    @property
+    def open_routes(self) -> tuple[RouteView, ...]:
+        """The routes this job may take, in the order of the configuration."""
+        return tuple(route for route in self.routes if route.closed is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One part of an explanation: a quantity, its value, and its weight or limit in the choice."""
+
+    name: str
+    value: float | None
+    weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a job: take a route, or reject it.
+
+    `escalate_below` applies to a local answer: with a confidence below it the policy is asked
+    again without the local route, and the local answer is kept should that fail. The job's own
+    `min_confidence` is honoured besides, whatever the plan says.
+    """
+
+    route: str | None  # a RouteView's name; None rejects the job
+    why: Why = Why.PREFERRED
+    reasons: tuple[Term, ...] = ()
+    escalate_below: float | None = None
+    expected: Estimate | None = None
+    propensity: float = 1.0  # probability with which this policy takes this route here
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """How one attempt ended, for policies that learn. An attempt that failed has an `error`."""
+
+    situation: Situation
+    plan: Plan
+    latency_s: float  # from decision to outcome, queueing included
+    error: str | None = None  # one of the contract's error codes
+    energy_j: float | None = None
+    cost: float | None = None
+    confidence: float | None = None
+
+
+class Policy(Protocol):
+    """Decides. Called on the event loop: no I/O, no waiting, microseconds."""
+
+    def decide(self, situation: Situation) -> Plan:
+        """Choose among `situation.open_routes`, of which there is at least one."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A policy that learns from outcomes."""
+
+    def learn(self, outcome: Feedback) -> None:
+        """Take in one attempt's outcome."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A policy whose learned state survives a restart."""
+
+    def dump(self) -> Mapping[str, object]:
+        """Give the state as plain JSON types."""
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Take back what `dump` gave, of this or an earlier version; raise ValueError if unfit."""
