@@ -58,7 +58,7 @@ def every_situation() -> list[Situation]:
         {"battery_charge_ratio": 0.05, "battery_discharging": True, "cpu_utilization_ratio": 1.0},
         {"battery_charge_ratio": 1.0, "battery_discharging": False, "network_up": False},
     ]
-    known = {
+    known: dict[str, Any] = {
         "latency_mean_s": 0.01,
         "latency_p95_s": 0.02,
         "failure_probability": 0.0,

@@ -73,11 +73,12 @@ class Decider:
 
 
 def _fault(plan: Any, situation: Situation) -> str | None:
-    # What a stranger's policy gives need not be what its type says.
-    if type(plan) is not Plan:
+    """Tell what is wrong with what a policy gave, a stranger's included."""
+    if not isinstance(plan, Plan):
         return f"gave {type(plan).__name__}, no Plan"
-    if not isinstance(plan.why, Why):
-        return f"gave the reason {plan.why!r}, which is none of the words of Why"
+    why: Any = plan.why
+    if not isinstance(why, Why):
+        return f"gave the reason {why!r}, which is none of the words of Why"
     if plan.route is not None and plan.route not in [r.name for r in situation.open_routes]:
         return f"took the route {plan.route!r}, which is not open"
     return None

@@ -1,0 +1,48 @@
+# Each target makes its own set-up: a virtual environment in .venv, with the extra it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
+	@echo "make test    all tests"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make format  let ruff format and fix"
+	@echo "make bench   compare with a bare loop (needs mosquitto)"
+	@echo "make clean   remove the virtual environment and caches"
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+# One stamp for each extra, so that a target installs no more than it needs.
+.venv/.%: .venv/bin/python pyproject.toml
+	@echo "installing edgewise[$*] into .venv"
+	@$(PIP) install --editable '.[$*]'
+	@touch $@
+
+demo: .venv/.demo
+	@$(BIN)/edgewise demo $(ARGS)
+
+test: .venv/.test
+	@$(BIN)/pytest $(ARGS)
+
+lint: .venv/.lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/.lint
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: .venv/.bench
+	@$(BIN)/python bench/run.py $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
