@@ -34,6 +34,8 @@ KEEPALIVE_S = 30
 # How many unacknowledged deliveries the broker may have out to us. It bounds our memory; it is
 # not used to size a buffer, since mosquitto overshoots it.
 RECEIVE_MAXIMUM = 256
+# Linux forgets this option after a while, so it is set again with each read.
+QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 SESSION_EXPIRY_S = 7 * 24 * 3600
 
 
@@ -234,7 +236,7 @@ class Link:
         assert connection is not None
         self._descriptor = connection.fileno()
         with contextlib.suppress(OSError):
-            # Small packets both ways: without this each answer may wait 40 ms for an ack.
+            # The same the other way round: our answers wait for no acknowledgement.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _read(self) -> None:
@@ -245,6 +247,10 @@ class Link:
                 # Bytes that TLS has already taken off the socket wake no reader.
                 self._client.loop_read()
                 connection = self._client.socket()
+            if QUICKACK is not None and connection is not None:
+                # A broker that keeps Nagle's algorithm on (mosquitto's default) holds its next
+                # packet until our kernel acknowledges this one, which it would put off by 40 ms.
+                connection.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is over
             self._end(f"reading failed: {error}")
         if self._client.socket() is None:
