@@ -1,7 +1,7 @@
 """What a policy sees and says. Pure: standard library only, no I/O, every object immutable.
 
-A policy is any object with ``decide(situation) -> Plan``. Learning from outcomes and keeping
-state are abilities of their own (`Learner`, `Stateful`): a policy has them by having the methods.
+A policy is any object with ``decide(situation) -> Plan``. Learning from outcomes is an ability of
+its own (`Learner`): a policy has it by having the method.
 Units are SI throughout (seconds, joules, bytes); a ratio is 0..1; what is not known is None,
 never 0.
 """
@@ -9,7 +9,6 @@ never 0.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -157,14 +156,3 @@ class Learner(Protocol):
 
     def learn(self, outcome: Feedback) -> None:
         """Take in one attempt's outcome."""
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A policy whose learned state survives a restart."""
-
-    def dump(self) -> Mapping[str, object]:
-        """Give the state as plain JSON types."""
-
-    def load(self, state: Mapping[str, object]) -> None:
-        """Take back what `dump` gave, of this or an earlier version; raise ValueError if unfit."""

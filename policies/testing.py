@@ -18,7 +18,6 @@ from policies.api import (
     Policy,
     RouteView,
     Situation,
-    Stateful,
     Why,
 )
 
@@ -99,5 +98,3 @@ def check_policy(policy: Policy) -> None:
         if isinstance(policy, Learner) and plan.route is not None:
             policy.learn(Feedback(seen, plan, latency_s=0.01))
             policy.learn(Feedback(seen, plan, latency_s=1.0, error="endpoint_error"))
-    if isinstance(policy, Stateful):
-        policy.load(policy.dump())

@@ -176,7 +176,9 @@ class Gateway:
         self._spawn(self._deliver(answer, self._asker(delivery, job_id)))
 
     def _on_cancel(self, job_id: str, delivery: Delivery) -> None:
-        if not self._router.cancel(job_id) and self._store.answer_of(job_id) is None:
+        if self._store.is_running(job_id):
+            self._router.cancel(job_id)
+        elif self._store.answer_of(job_id) is None:
             detail = "no such job" if ID_PATTERN.fullmatch(job_id) else "not a job id"
             self._events.emit(BadMessage("bad_request", f"cancel: {detail}", delivery.topic))
         delivery.done()

@@ -91,8 +91,10 @@ class Session:
             try:
                 await link.publish(topic, payload, properties, retain=retain)
             except LinkError:
-                continue
-            return
+                # Let `run` take the broken link down before the next try.
+                await asyncio.sleep(0)
+            else:
+                return
 
     def publish_lightly(self, topic: str, payload: bytes) -> None:
         """Publish with QoS 0 if there is a connection now."""

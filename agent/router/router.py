@@ -94,14 +94,12 @@ class Router:
         """Jobs that have no answer yet."""
         return len(self._tasks)
 
-    def cancel(self, job_id: str) -> bool:
-        """Cancel a job; tell whether there was one to cancel. Its `run` gives the answer."""
-        task = self._tasks.get(job_id)
-        if task is None or job_id in self._cancelled:
-            return False
-        self._cancelled.add(job_id)
-        task.cancel()
-        return True
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job that runs or is about to; its `run` gives the answer."""
+        if job_id not in self._cancelled:
+            self._cancelled.add(job_id)
+            if job_id in self._tasks:
+                self._tasks[job_id].cancel()
 
     async def run(self, job: Job) -> Answer:
         """Take the job to its answer. To be awaited in a task of its own, which `cancel` ends."""
@@ -115,6 +113,8 @@ class Router:
                     f"{len(self._tasks)} jobs are unfinished, limits.max_waiting_jobs is "
                     f"{self._max_jobs}",
                 )
+            if job.id in self._cancelled:
+                raise _cancelled(job)
             self._tasks[job.id] = task
             answer = await self._route(job, progress)
         except JobError as error:
@@ -123,8 +123,7 @@ class Router:
             if job.id not in self._cancelled:
                 raise
             task.uncancel()
-            cancelled = JobError(ErrorCode.CANCELLED, f"job '{job.id}' was cancelled")
-            answer = self._answer(job, progress, error=cancelled)
+            answer = self._answer(job, progress, error=_cancelled(job))
         except Exception:
             log.exception("job_failed_unexpectedly", job_id=job.id)
             internal = JobError(ErrorCode.INTERNAL, "an internal error, see the daemon's log")
@@ -339,6 +338,10 @@ class Router:
         if outcome is None:
             return Answer(job.id, job.model, error=error, account=account)
         return Answer(job.id, job.model, outputs=_chosen(job, outcome.outputs), account=account)
+
+
+def _cancelled(job: Job) -> JobError:
+    return JobError(ErrorCode.CANCELLED, f"job '{job.id}' was cancelled")
 
 
 def _chosen(job: Job, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
