@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from agent import __version__
-from agent.config import DEFAULT_PATH, Config, ConfigError, load
+from agent.config import Config, ConfigError, load
 
+DEFAULT_PATH = Path("/etc/edgewise/edgewise.toml")
 EXIT_FAILED = 1
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit's RestartPreventExitStatus
 

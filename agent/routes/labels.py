@@ -12,6 +12,9 @@ from agent.config import ConfigError, Model
 from agent.job import Tensor
 from agent.wire import tensors
 
+# The outputs that labels add.
+ADDED = ("label", "confidence")
+
 
 def read(name: str, model: Model) -> tuple[str, ...]:
     """Read a model's labels; none where it has none.

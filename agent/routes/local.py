@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from agent.config import Local, Model
-from agent.job import BYTES, ErrorCode, Job, JobError, Outcome, Tensor
-from agent.routes import labels
+from agent.job import ErrorCode, Job, JobError, Outcome, Tensor
+from agent.routes import fitting, labels
 from agent.routes.messages import (
     Done,
     Failed,
@@ -24,7 +24,6 @@ from agent.routes.messages import (
     Request,
     Run,
     RunImage,
-    TensorSpec,
 )
 from agent.routes.process import WorkerDiedError, WorkerProcess
 from policies import api
@@ -308,7 +307,7 @@ class LocalRoute:
                 return RunImage(job.model, len(image))
 
             return place_image
-        _check(job, self._loaded[job.model])
+        fitting.check(job, self._loaded[job.model])
 
         def place_tensors(worker: WorkerProcess) -> Request:
             offsets = worker.arena.write([tensor.data for tensor in job.inputs])
@@ -363,43 +362,3 @@ def _takes_no_images(model: str) -> JobError:
     return JobError(
         ErrorCode.BAD_REQUEST, f"model '{model}' takes no images: its preprocess is not 'image'"
     )
-
-
-def _check(job: Job, model: Loaded) -> None:
-    """Hold a job's tensors against what its model takes.
-
-    Raises:
-        JobError: (bad_request) a name, shape or datatype that does not fit.
-    """
-    specs = {spec.name: spec for spec in model.inputs}
-    given = [tensor.name for tensor in job.inputs]
-    if sorted(given) != sorted(specs):
-        raise JobError(
-            ErrorCode.BAD_REQUEST,
-            f"model '{job.model}' takes inputs {sorted(specs)}, the job has {sorted(given)}",
-        )
-    for tensor in job.inputs:
-        _check_tensor(tensor, specs[tensor.name])
-    unknown = set(job.outputs) - {spec.name for spec in model.outputs} - {"label", "confidence"}
-    if unknown:
-        raise JobError(
-            ErrorCode.BAD_REQUEST, f"model '{job.model}' has no outputs {sorted(unknown)}"
-        )
-
-
-def _check_tensor(tensor: Tensor, spec: TensorSpec) -> None:
-    if len(tensor.shape) != len(spec.shape) or any(
-        want not in (-1, have) for have, want in zip(tensor.shape, spec.shape, strict=True)
-    ):
-        raise JobError(
-            ErrorCode.BAD_REQUEST,
-            f"input '{tensor.name}': shape {list(tensor.shape)}, the model takes "
-            f"{list(spec.shape)}",
-        )
-    takes = {spec.datatype, "FP32"} if spec.quantised else {spec.datatype}
-    if tensor.datatype == BYTES or tensor.datatype not in takes:
-        raise JobError(
-            ErrorCode.BAD_REQUEST,
-            f"input '{tensor.name}': datatype {tensor.datatype}, the model takes "
-            f"{' or '.join(sorted(takes))}",
-        )

@@ -1,0 +1,192 @@
+"""The reference of the configuration: a key that is not in these structs is an error."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ConfigError(Exception):
+    """A configuration that can't be used: where (file or variable), which key, and why."""
+
+    def __init__(self, where: str, key: str, reason: str) -> None:
+        super().__init__(f"{where}: {key}: {reason}" if key else f"{where}: {reason}")
+        self.where = where
+        self.key = key
+        self.reason = reason
+
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    pass
+
+
+class Device(_Section, frozen=True):
+    """The device: who it is, and where its kernel tells of it."""
+
+    id: str = ""  # default: the hostname
+    state_dir: str = "/var/lib/edgewise"
+    state_interval_s: Positive = 10.0
+    sysfs_root: str = "/sys"
+    procfs_root: str = "/proc"
+
+
+class Mqtt(_Section, frozen=True):
+    """The broker. `url` is mqtt://host:port, or mqtts:// for TLS."""
+
+    url: str = "mqtt://127.0.0.1:1883"
+    protocol: Literal["5", "3.1.1"] = "5"
+    username: str | None = None
+    password_file: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    reply_topics: tuple[str, ...] = ()  # filters a job's MQTT 5 response topic must match one of
+
+
+class Http(_Section, frozen=True):
+    """The HTTP port for metrics and health."""
+
+    listen: str = "127.0.0.1:9464"
+    token_file: str | None = None  # when set, everything but /healthz needs it
+
+
+class Log(_Section, frozen=True):
+    """Logging. `auto` is console on a terminal, else json."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Limits(_Section, frozen=True):
+    """What one daemon takes on."""
+
+    max_payload_bytes: Count = 16 * 1024 * 1024
+    max_waiting_jobs: Count = 10_000
+    result_ttl_s: Positive = 3600.0  # how long an answer is kept for its id sent again
+    default_deadline_ms: Positive = 30_000.0
+
+
+class Local(_Section, frozen=True):
+    """The local route."""
+
+    workers: Count = 1
+    run_timeout_s: Positive = 10.0  # an inference that takes longer is cut off
+    memory_mb: Annotated[int, msgspec.Meta(ge=0)] = 0  # a worker's data segment; 0: no limit
+
+
+class TensorInput(_Section, frozen=True, tag="tensor", tag_field="kind"):
+    """Inputs are tensors in the model's own shape and units."""
+
+
+class ImageInput(_Section, frozen=True, tag="image", tag_field="kind"):
+    """Inputs may be JPEG or PNG files: value = pixel (0..255) * scale + offset."""
+
+    fit: Literal["stretch", "crop", "letterbox"] = "stretch"
+    color: Literal["auto", "grey", "rgb"] = "auto"  # auto: by the model's channels
+    scale: float = 1 / 255
+    offset: float = 0.0
+    size: tuple[Count, Count] | None = None  # width, height; default: the model's own
+    max_pixels: Count = 40_000_000  # a larger image is refused before it is decoded
+
+
+class CloudModel(_Section, frozen=True):
+    """A model at an endpoint."""
+
+    endpoint: str
+    name: str = ""  # the model's name there; default: the same
+
+
+class Model(_Section, frozen=True):
+    """A model. With no `path` it is served by its endpoints only."""
+
+    path: str | None = None
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    threads: Count = 1
+    stateful: bool = False  # the model holds state: each job gets a fresh interpreter
+    preprocess: Literal["tensor", "image"] | TensorInput | ImageInput = "tensor"
+    labels: str | tuple[str, ...] | None = None  # a file with one label a line, or a list
+    top_k: Count = 3
+    cloud: tuple[CloudModel, ...] = ()
+
+    @property
+    def image_input(self) -> ImageInput | None:
+        """How images are prepared, or None where the model takes tensors only."""
+        if self.preprocess == "image":
+            return ImageInput()
+        return self.preprocess if isinstance(self.preprocess, ImageInput) else None
+
+
+class Endpoint(_Section, frozen=True):
+    """A cloud endpoint that speaks Open Inference Protocol v2."""
+
+    url: str
+    protocol: Literal["oip"] = "oip"
+    timeout_s: Positive = 10.0
+    connect_timeout_s: Positive = 3.0
+    token_file: str | None = None
+    ca_file: str | None = None
+    price_per_request: NotNegative = 0.0
+    price_per_gib: NotNegative = 0.0
+    max_in_flight: Count = 32
+    binary: bool = False  # whether the server takes OIP's binary tensor extension
+    probe_interval_s: Positive = 10.0
+
+
+class Policy(_Section, frozen=True):
+    """The policy: one that is installed, by name, or one from a file, by path."""
+
+    name: str = "threshold"
+    path: str | None = None  # "/etc/edgewise/policies/mine.py:Mine"
+    timeout_ms: Positive = 50.0
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Energy(_Section, frozen=True):
+    """Power model used where no sensor measures, in watts above idle."""
+
+    cpu_active_watts: NotNegative = 3.0
+    radio_tx_watts: NotNegative = 1.2
+    radio_rx_watts: NotNegative = 1.0
+    idle_watts: NotNegative = 2.5
+
+
+class Config(_Section, frozen=True):
+    """The whole configuration."""
+
+    device: Device = Device()
+    mqtt: Mqtt = Mqtt()
+    http: Http = Http()
+    log: Log = Log()
+    limits: Limits = Limits()
+    local: Local = Local()
+    models: dict[str, Model] = msgspec.field(default_factory=dict)
+    endpoints: dict[str, Endpoint] = msgspec.field(default_factory=dict)
+    policy: Policy = Policy()
+    energy: Energy = Energy()
+
+
+# Sections whose tables the operator names.
+NAMED_SECTIONS = {"models": Model, "endpoints": Endpoint}
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Split ``host:port``; an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: It is not of that form.
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 - ports
+        raise ValueError("want host:port")
+    if host.startswith("["):
+        host = str(ipaddress.IPv6Address(host.strip("[]")))
+    return host, int(port)

@@ -1,0 +1,435 @@
+"""The tests' surroundings: a real broker, a stand-in cloud, and programs that submit jobs.
+
+The broker is mosquitto where it is installed, else the embedded one of the demo, so that
+`make test` needs nothing but Python. ``EDGEWISE_TEST_BROKER=embedded`` asks for the latter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import uuid
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import numpy as np
+import pytest
+from aiohttp import web
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from PIL import Image
+
+import agent
+from agent.demo.broker import embedded_broker, free_port
+
+WAIT_S = 20.0  # the most that any wait takes before its test fails
+DATA = Path(agent.__file__).parent / "demo" / "data"
+HEADER_LENGTH = "inference-header-content-length"
+
+
+class Mosquitto:
+    """A mosquitto on a port of its own, which a test may stop and start again."""
+
+    def __init__(self, executable: str, folder: Path, *settings: str) -> None:
+        self.port = self.port_311 = free_port()
+        self.log: list[str] = []
+        self._executable = executable
+        self._settings = folder / f"mosquitto-{self.port}.conf"
+        self._settings.write_text(
+            "\n".join(
+                (
+                    f"listener {self.port} 127.0.0.1",
+                    "allow_anonymous true",
+                    "persistence false",
+                    "set_tcp_nodelay true",
+                    "max_queued_messages 0",
+                    f"user {getpass.getuser()}",
+                    "log_dest stderr",
+                    *settings,
+                )
+            )
+        )
+        self._more = threading.Condition()
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> None:
+        said = len(self.log)
+        self._process = subprocess.Popen(
+            [self._executable, "-c", str(self._settings)], stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,))
+        self._reader.start()
+        self._wait_for(r"mosquitto version \S+ running", said)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(WAIT_S)
+            self._reader.join(WAIT_S)
+            self._process.stderr.close()
+            self._process = None
+
+    async def logged(self, pattern: str) -> None:
+        """Wait for a line that holds the pattern."""
+        await asyncio.to_thread(self._wait_for, pattern, 0)
+
+    def lines(self, pattern: str) -> list[str]:
+        """What the pattern's group took of each line that holds it."""
+        return [found[1] for line in self.log if (found := re.search(pattern, line))]
+
+    def _read(self, stream: io.TextIOBase) -> None:
+        for line in stream:
+            with self._more:
+                self.log.append(line)
+                self._more.notify_all()
+
+    def _wait_for(self, pattern: str, start: int) -> None:
+        with self._more:
+            found = self._more.wait_for(
+                lambda: any(re.search(pattern, line) for line in self.log[start:]), WAIT_S
+            )
+        assert found, f"mosquitto did not say {pattern!r}: {self.log[-20:]}"
+
+
+class Cloud:
+    """A server of Open Inference Protocol v2 that notes what it sees, and behaves as told."""
+
+    says = "7"  # the digit it sees in every image
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.seen: list[str] = []  # the jobs' ids
+        self.requests: list[dict[str, Any]] = []
+        self.behaviour = "serve"  # or hang, fail, garbage, reject
+        self._released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._arrived = asyncio.Condition()
+        self._runner: web.AppRunner | None = None
+        self._deaf: socket.socket | None = None
+
+    async def start(self) -> None:
+        application = web.Application(client_max_size=2**26)
+        application.router.add_post("/v2/models/{model}/infer", self._infer)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.01)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+
+    async def refuse(self) -> None:
+        """Close the port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        if self._deaf is not None:
+            self._deaf.close()
+
+    async def accept_only(self) -> None:
+        """Take connections, and never read or say a word."""
+        await self.refuse()
+        self._deaf = socket.create_server(("127.0.0.1", self.port))
+
+    def release(self, job_id: str) -> None:
+        """Answer this request, which hangs."""
+        self._released[job_id].set()
+
+    async def saw(self, job_id: str) -> None:
+        """Wait until the job's request is here."""
+        async with asyncio.timeout(WAIT_S), self._arrived:
+            await self._arrived.wait_for(lambda: job_id in self.seen)
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        length = int(request.headers.get("Inference-Header-Content-Length", len(body)))
+        header = json.loads(body[:length])
+        async with self._arrived:
+            self.seen.append(header["id"])
+            self.requests.append(
+                {
+                    **header,
+                    "model": request.match_info["model"],
+                    "raw": body[length:],
+                    "headers": request.headers,
+                }
+            )
+            self._arrived.notify_all()
+        if self.behaviour == "hang":
+            await self._released[header["id"]].wait()
+        elif self.behaviour == "fail":
+            return web.json_response({"error": "out of order"}, status=500)
+        elif self.behaviour == "garbage":
+            return web.Response(text="<html>welcome to the hotel's network</html>")
+        elif self.behaviour == "reject":
+            return web.json_response({"error": "I do not like it"}, status=400)
+        scores = [0.991 if str(digit) == self.says else 0.001 for digit in range(10)]
+        output = {"name": "scores", "datatype": "FP32", "shape": [1, 10], "data": scores}
+        return web.json_response({"id": header["id"], "outputs": [output]})
+
+
+class Program:
+    """A program that submits jobs to a device, and hears all that the device says."""
+
+    def __init__(self, client: aiomqtt.Client, device: str, *, v5: bool) -> None:
+        self.root = f"edgewise/v1/{device}"
+        self.heard: list[tuple[str, aiomqtt.Message]] = []  # the topic below the root, if it is
+        self._client = client
+        self._v5 = v5
+        self._arrived = asyncio.Condition()
+
+    async def listen(self) -> None:
+        async for message in self._client.messages:
+            async with self._arrived:
+                topic = message.topic.value.removeprefix(f"{self.root}/")
+                self.heard.append((topic, message))
+                self._arrived.notify_all()
+
+    async def subscribe(self, *topics: str) -> None:
+        for topic in topics:
+            await self._client.subscribe(topic, qos=1)
+
+    async def publish(self, topic: str, payload: bytes = b"", **properties: Any) -> None:
+        """Publish below the device's root; properties by their MQTT 5 names, `User` a mapping."""
+        carried = None
+        if self._v5:
+            carried = Properties(PacketTypes.PUBLISH)
+            for name, value in properties.items():
+                if name == "User":
+                    carried.UserProperty = [(k, str(v)) for k, v in value.items()]
+                else:
+                    setattr(carried, name, value)
+        await self._client.publish(f"{self.root}/{topic}", payload, qos=1, properties=carried)
+
+    async def submit(self, model: str, payload: bytes, **properties: Any) -> None:
+        await self.publish(f"jobs/{model}", payload, **properties)
+
+    async def message(self, topic: str, count: int = 1) -> aiomqtt.Message:
+        """Wait for the count-th message on a topic; a + stands for one level."""
+        return (await self.messages(topic, count))[count - 1]
+
+    async def messages(self, topic: str, count: int) -> list[aiomqtt.Message]:
+        """Wait until there are so many messages on a topic."""
+        async with asyncio.timeout(WAIT_S), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.on(topic)) >= count)
+        return self.on(topic)
+
+    def on(self, topic: str) -> list[aiomqtt.Message]:
+        """The messages that have come on a topic."""
+        return [
+            message
+            for heard, message in self.heard
+            if heard == topic or aiomqtt.Topic(heard).matches(topic)
+        ]
+
+    async def answer(self, job_id: str, count: int = 1) -> dict[str, Any]:
+        return json.loads((await self.message(f"results/{job_id}", count)).payload)
+
+    async def progress(self, job_id: str, state: str) -> dict[str, Any]:
+        """Wait until the job's progress says `state`."""
+        seen: list[dict[str, Any]] = []
+        while not (seen and seen[-1]["state"] == state):
+            seen.append(
+                json.loads((await self.message(f"progress/{job_id}", len(seen) + 1)).payload)
+            )
+        return seen[-1]
+
+    def states(self, job_id: str) -> list[str]:
+        """The progress that the job has reported."""
+        return [json.loads(m.payload)["state"] for m in self.on(f"progress/{job_id}")]
+
+    async def status(self, state: str) -> dict[str, Any]:
+        """Wait until the device says that it is `online`, or `offline`."""
+        count = 1
+        while True:
+            said = json.loads((await self.message("status", count)).payload)
+            if said["status"] == state:
+                return said
+            count += 1
+
+    def forget(self) -> None:
+        """Count from here on."""
+        self.heard.clear()
+
+
+class Digits:
+    """Digits that no model was trained on, and jobs made of them."""
+
+    def png(self, label: str) -> bytes:
+        return self.files(label)[0].read_bytes()
+
+    def files(self, label: str = "?") -> list[Path]:
+        return sorted((DATA / "images").glob(f"*-{label}.png"))
+
+    def pixels(self, label: str) -> np.ndarray:
+        with Image.open(io.BytesIO(self.png(label))) as image:
+            return (np.asarray(image, np.float32) / 255).reshape(1, 8, 8, 1)
+
+    def request(self, job_id: str, label: str = "3", **parameters: Any) -> dict[str, Any]:
+        """An infer request, as any KServe client would send it."""
+        tensor = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32"}
+        data = self.pixels(label).ravel().tolist()
+        return {"id": job_id, "inputs": [{**tensor, "data": data}], "parameters": parameters}
+
+    def job(self, job_id: str, label: str = "3", **parameters: Any) -> bytes:
+        return json.dumps(self.request(job_id, label, **parameters)).encode()
+
+    def binary(self, job_id: str, label: str = "3", **parameters: Any) -> tuple[bytes, int]:
+        """A request in the binary extension, and the length of its header."""
+        request = self.request(job_id, label, **parameters)
+        raw = self.pixels(label).tobytes()
+        del request["inputs"][0]["data"]
+        request["inputs"][0]["parameters"] = {"binary_data_size": len(raw)}
+        header = json.dumps(request).encode()
+        return header + raw, len(header)
+
+    @staticmethod
+    def read(answer: dict[str, Any]) -> str:
+        """The digit that an answer says it is."""
+        outputs = {output["name"]: output for output in answer["outputs"]}
+        return outputs["label"]["data"][0]
+
+
+def _mosquitto() -> str | None:
+    if os.environ.get("EDGEWISE_TEST_BROKER") == "embedded":
+        return None
+    return shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+
+
+@pytest.fixture(scope="session")
+def mosquitto() -> str:
+    """For what the embedded broker can't do: restart, persist a session, refuse by ACL."""
+    executable = _mosquitto()
+    if executable is None or shutil.which("mosquitto_pub") is None:
+        missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        missing("needs mosquitto and mosquitto-clients")
+    return executable
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory):
+    """The broker that most tests share; each has a device of its own."""
+    folder = tmp_path_factory.mktemp("broker")
+    executable = _mosquitto()
+    with contextlib.ExitStack() as stack:
+        if executable is None:
+            ports = stack.enter_context(embedded_broker(folder))
+            shared = type("Embedded", (), {"port": ports.v5, "port_311": ports.v4})
+        else:
+            shared = Mosquitto(executable, folder)
+            stack.callback(shared.stop)
+            shared.start()
+        yield shared
+
+
+@pytest.fixture
+def start_broker(mosquitto, tmp_path):
+    """Start a broker that the test has to itself, with more settings."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*settings: str) -> Mosquitto:
+            own = Mosquitto(mosquitto, tmp_path, *settings)
+            stack.callback(own.stop)
+            own.start()
+            return own
+
+        yield start
+
+
+@pytest.fixture
+async def cloud():
+    serving = Cloud()
+    await serving.start()
+    yield serving
+    await serving.refuse()
+
+
+@pytest.fixture
+def device() -> str:
+    return f"device-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def digits() -> Digits:
+    return Digits()
+
+
+@pytest.fixture
+async def connect(broker, device):
+    """Connect a program to a broker, subscribed to what the device says."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def enter(at: Any = broker, protocol: str = "5", of: str = device) -> Program:
+            v5 = protocol == "5"
+            client = aiomqtt.Client(
+                "127.0.0.1",
+                at.port if v5 else at.port_311,
+                protocol=aiomqtt.ProtocolVersion.V5 if v5 else aiomqtt.ProtocolVersion.V311,
+                socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+            )
+            # A test may have taken the broker away.
+            stack.enter_context(contextlib.suppress(aiomqtt.MqttError))
+            await stack.enter_async_context(client)
+            program = Program(client, of, v5=v5)
+            listening = asyncio.create_task(program.listen())
+
+            async def end() -> None:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+
+            stack.push_async_callback(end)
+            kinds = ("results/+", "progress/+", "status", "state", "decisions")
+            await program.subscribe(*(f"{program.root}/{kind}" for kind in kinds))
+            return program
+
+        yield enter
+
+
+@pytest.fixture
+async def program(connect) -> Program:
+    return await connect()
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(element) for element in value) + "]"
+    return json.dumps(value)
+
+
+@pytest.fixture
+def configure(tmp_path, broker, device):
+    """Write an edgewise.toml: what most tests want, and what this one wants otherwise."""
+
+    def write(*, at: Any = broker, cloud: Cloud | None = None, **sections: Any) -> Path:
+        digits = {
+            "path": str(DATA / "digits_small.tflite"),
+            "preprocess": "image",
+            "labels": str(DATA / "digits.labels.txt"),
+        }
+        tree: dict[str, dict[str, Any]] = {
+            "device": {"id": device, "state_dir": str(tmp_path)},
+            "mqtt": {"url": f"mqtt://127.0.0.1:{at.port}"},
+            "http": {"listen": "127.0.0.1:0"},
+            "policy": {"name": "prefer-local"},
+            "models": {"digits": digits, "points": {"path": str(DATA / "points.tflite")}},
+        }
+        if cloud is not None:
+            tree["endpoints"] = {"lab": {"url": cloud.url}}
+            digits["cloud"] = [{"endpoint": "lab", "name": "digits-large"}]
+        for section, content in sections.items():
+            tree[section] = {**tree.get(section, {}), **content}
+        path = tmp_path / "edgewise.toml"
+        path.write_text("".join(f"{section} = {_toml(tree[section])}\n" for section in tree))
+        return path
+
+    return write
