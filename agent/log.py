@@ -72,6 +72,7 @@ def _on_answered(event: Answered) -> None:
         total_ms=round(account.total_s * 1000, 3),
         run_ms=round(account.run_s * 1000, 3),
         error=None if error is None else error.code.value,
+        detail=None if error is None else error.message[:300],
     )
 
 

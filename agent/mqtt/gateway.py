@@ -152,6 +152,8 @@ class Gateway:
         except wire.RejectedJobError as error:
             self._on_rejected(model, delivery, error)
             return
+        # The job has its tensors: many of these may wait, and each payload would be kept twice.
+        delivery.payload = b""
         asker = self._asker(delivery, job.id, binary=job.binary_output)
         answer = self._store.answer_of(job.id)
         if answer is not None:

@@ -49,6 +49,7 @@ class _Waiting:
     place: Placement = field(compare=False)
     result: asyncio.Future[_Result] = field(compare=False)
     started: Callable[[], None] = field(compare=False)
+    taken: bool = field(default=False, compare=False)  # by a worker
 
 
 @dataclass(slots=True)
@@ -226,13 +227,18 @@ class LocalRoute:
             raise JobError(
                 ErrorCode.DEADLINE_EXCEEDED, f"no answer on this device within {timeout_s:.3f} s"
             ) from None
+        finally:
+            # One that was given up stays in the queue until its turn, but waits no more.
+            if not waiting.taken:
+                self._waiting -= 1
 
     async def _serve(self, worker: WorkerProcess) -> None:
         while True:
             waiting = await self._queue.get()
-            self._waiting -= 1
             if waiting.result.done():
                 continue
+            waiting.taken = True
+            self._waiting -= 1
             waiting.started()
             self._running += 1
             try:
