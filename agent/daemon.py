@@ -167,12 +167,12 @@ class Daemon:
             log.error("model_refused", model=model, reason=reason)
         self._started = True
         services = [
-            asyncio.create_task(self.sampler.run()),
-            asyncio.create_task(self.gateway.run()),
+            asyncio.create_task(self.sampler.run(), name="sampler"),
+            asyncio.create_task(self.gateway.run(), name="gateway"),
         ]
         interval_s = systemd.watchdog_interval_s()
         if interval_s is not None:
-            services.append(asyncio.create_task(_feed_watchdog(interval_s)))
+            services.append(asyncio.create_task(_feed_watchdog(interval_s), name="watchdog"))
         stop = asyncio.create_task(stopping.wait())
         systemd.notify("READY=1", f"STATUS=serving {len(self.config.models)} models")
         log.info("ready", device=self.config.device.id, models=sorted(self.local.loaded))
@@ -181,6 +181,7 @@ class Daemon:
             for service in services:
                 if service.done():
                     service.result()
+                    raise RuntimeError(f"{service.get_name()} ended by itself")
             log.info("stopping", unfinished=self.router.unfinished)
             await self.gateway.drain(SHUTDOWN_GRACE_S)
         finally:

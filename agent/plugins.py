@@ -89,7 +89,9 @@ def _from_path(path: str) -> tuple[Callable[..., Any], str]:
             mode = checked.stat().st_mode
         except OSError as error:
             raise _refused("path", f"can't read {checked}: {error.strerror}") from None
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        # In a sticky folder, such as /tmp, others can't replace our file.
+        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        if mode & stat.S_IWOTH and not sticky:
             raise _refused("path", f"{checked} is writable by others, who could run code as us")
     spec = importlib.util.spec_from_file_location(f"edgewise_policy_{source.stem}", source)
     if spec is None or spec.loader is None:

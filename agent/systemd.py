@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -13,7 +14,11 @@ def notify(*assignments: str) -> None:
         return
     # A leading @ stands for the abstract namespace, whose names begin with a null byte.
     target = f"\0{address[1:]}" if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+    # A manager that is gone is no reason to stop serving.
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection,
+    ):
         connection.sendto("\n".join(assignments).encode(), target)
 
 

@@ -81,7 +81,9 @@ def run(ctx: typer.Context) -> None:
     try:
         daemon.run(config)
     except ConfigError as error:
-        raise fail_config(error) from None
+        # Found after loading, when it is no longer known which file said it.
+        found = ConfigError(str(ctx.obj), error.key or error.where, error.reason)
+        raise fail_config(found) from None
     except daemon.StartError as error:
         raise fail(str(error)) from None
 

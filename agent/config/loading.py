@@ -60,7 +60,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), "", f"can't read: {_plain(error)}") from None
     except UnicodeDecodeError:
         raise ConfigError(str(path), "", "is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(str(path), "", f"is not TOML: {error}") from None
 
 
@@ -172,8 +172,8 @@ def _check_references(config: Config, sources: Sources) -> None:
 def _check_url(
     text: str, schemes: tuple[str, str], refuse: Callable[..., NoReturn], *path: str
 ) -> None:
-    url = urlsplit(text)
     try:
+        url = urlsplit(text)
         fits = url.scheme in schemes and url.hostname and url.port != 0
     except ValueError:
         fits = False

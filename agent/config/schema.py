@@ -10,8 +10,10 @@ import msgspec
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+# TOML knows inf, timers and prices do not.
+LARGEST = 1e12
+Positive = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 

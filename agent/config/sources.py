@@ -24,8 +24,11 @@ class Sources:
     def merge(self, tree: dict[str, Any], where: str) -> None:
         """Take in a file's tree, over what was said before."""
         self._main = self._main or where
-        for path, value in _leaves(tree):
-            self._put(path, value, where)
+        try:
+            for path, value in _leaves(tree):
+                self._put(path, value, where)
+        except RecursionError:
+            raise ConfigError(where, "", "is nested too deeply") from None
 
     def merge_environment(self, variables: Mapping[str, str]) -> None:
         """Take in variables such as ``EDGEWISE_MQTT__URL``; one without ``__`` is not ours."""
@@ -45,6 +48,9 @@ class Sources:
         return self._main
 
     def _put(self, path: tuple[str, ...], value: Any, where: str) -> None:
+        if isinstance(value, str) and "\0" in value:
+            # No path, name or address has one, and opening such a path raises ValueError.
+            raise ConfigError(where, ".".join(path), "holds a null character")
         node = self.tree
         for part in path[:-1]:
             inner = node.setdefault(part, {})
@@ -81,7 +87,7 @@ def _env_value(path: tuple[str, ...], text: str) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from agent.events import Attempted, PolicyFailed
 from agent.plugins import LoadedPolicy
 from agent.router.guard import Guard, OverrunError
-from policies.api import Feedback, Learner, Plan, Situation, Why
+from policies.api import Estimate, Feedback, Learner, Plan, Situation, Term, Why
 
 
 class Decider:
@@ -74,13 +74,31 @@ class Decider:
 
 def _fault(plan: Any, situation: Situation) -> str | None:
     """Tell what is wrong with what a policy gave, a stranger's included."""
-    if not isinstance(plan, Plan):
+    # Exactly these types: a subclass may say one thing to this check and another to the router.
+    if type(plan) is not Plan:
         return f"gave {type(plan).__name__}, no Plan"
     why: Any = plan.why
     if not isinstance(why, Why):
         return f"gave the reason {why!r}, which is none of the words of Why"
-    if plan.route is not None and plan.route not in [r.name for r in situation.open_routes]:
+    names = [route.name for route in situation.open_routes]
+    if plan.route is not None and (type(plan.route) is not str or plan.route not in names):
         return f"took the route {plan.route!r}, which is not open"
+    return _fault_in_account(plan)
+
+
+def _fault_in_account(plan: Plan) -> str | None:
+    below: Any = plan.escalate_below
+    if below is not None and not isinstance(below, int | float):
+        return f"gave escalate_below {below!r}, no number"
+    propensity: Any = plan.propensity
+    if not isinstance(propensity, int | float) or not 0 < propensity <= 1:
+        return f"gave the propensity {propensity!r}, want above 0, to 1"
+    expected: Any = plan.expected
+    if expected is not None and not isinstance(expected, Estimate):
+        return f"gave {type(expected).__name__} as expected, no Estimate"
+    terms: Any = plan.reasons
+    if not isinstance(terms, tuple) or not all(isinstance(term, Term) for term in terms):
+        return "gave reasons that are no tuple of Term"
     return None
 
 

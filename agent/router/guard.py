@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import threading
@@ -41,6 +42,7 @@ class Guard:
         """Guard the block.
 
         Raises:
+            RuntimeError: It meant to end the daemon or the job.
             OverrunError: It took longer than the limit, and was interrupted where possible.
         """
         began = time.perf_counter()
@@ -57,6 +59,9 @@ class Guard:
                     signal.setitimer(signal.ITIMER_REAL, 0)
         except _Interrupt:
             raise OverrunError(f"took over {self._limit_s * 1000:g} ms") from None
+        except (SystemExit, GeneratorExit, asyncio.CancelledError) as error:
+            # These would end more than the policy's own call.
+            raise RuntimeError(type(error).__name__) from error
         if time.perf_counter() - began > self._limit_s:
             raise OverrunError(f"took over {self._limit_s * 1000:g} ms")
 

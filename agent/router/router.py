@@ -169,16 +169,14 @@ class Router:
                 return self._finish_closed(job, progress)
             plan, decided_at = self._decide(job, situation, progress)
             if plan.route is None:
-                raise JobError(
-                    ErrorCode.NO_ROUTE, f"policy '{self._decider.name}' rejected the job"
-                )
+                return self._finish_rejected(job, progress)
             route = self._routes[plan.route]
             started = partial(self._events.emit, Started(job, plan.route))
             outcome = await route.run(job, self._attempt_timeout_s(job, route), started)
             self._record(job, situation, plan, outcome, decided_at, progress)
             if outcome.error is not None:
                 if not outcome.retriable:
-                    raise outcome.error
+                    return self._finish_failed(job, progress, outcome.error)
                 progress.tried[plan.route] = outcome.error
                 self._events.emit(Retrying(job, plan.route, outcome.error.code.value))
             elif self._is_doubtful(job, route, plan, outcome):
@@ -262,13 +260,24 @@ class Router:
             ErrorCode.DEADLINE_EXCEEDED, f"no answer by the deadline, after {waited_ms:.0f} ms"
         )
 
+    def _finish_failed(self, job: Job, progress: _Progress, error: JobError) -> Answer:
+        if progress.doubtful is not None:
+            return self._finish_closed(job, progress)
+        raise error
+
+    def _finish_rejected(self, job: Job, progress: _Progress) -> Answer:
+        if progress.attempts:
+            # What the attempts came to says more than that the policy would not go on.
+            return self._finish_closed(job, progress)
+        raise JobError(ErrorCode.NO_ROUTE, f"policy '{self._decider.name}' rejected the job")
+
     def _finish_closed(self, job: Job, progress: _Progress) -> Answer:
         if progress.doubtful is not None:
             # A doubtful answer is better than none.
             progress.plan, outcome = progress.doubtful
             return self._answer(job, progress, outcome=outcome)
         _, closed = self._views(job, progress.tried)
-        raise constraints.explain(job, closed)
+        raise constraints.explain(job, {**progress.tried, **closed})
 
     def _views(
         self, job: Job, tried: Mapping[str, JobError]

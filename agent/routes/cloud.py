@@ -141,7 +141,11 @@ class CloudRoute:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._slots.acquire()
+        except asyncio.CancelledError:
+            self.circuit.give_up()
+            raise
         except TimeoutError:
+            self.circuit.give_up()
             busy = JobError(
                 ErrorCode.ENDPOINT_ERROR,
                 f"endpoint '{self.endpoint}' has max_in_flight = "
@@ -150,7 +154,6 @@ class CloudRoute:
             return Outcome(error=busy, queue_s=self._clock() - began)
         finally:
             self._waiting -= 1
-            self.circuit.give_up()
         running = self._clock()
         started()
         self._running += 1

@@ -41,13 +41,13 @@ def attach(
     Returns:
         The outputs with ``label`` (BYTES) and ``confidence`` (FP32) added, both of shape [k], best
         first; and the best one's confidence. The outputs as they were and None where no output
-        has a number for each label.
+        has a finite number for each label.
     """
     for output in outputs:
         if output.datatype not in tensors.NUMPY_DTYPES:
             continue
         scores = tensors.to_array(output).astype(np.float64).ravel()
-        if not labels or scores.size != len(labels):
+        if not labels or scores.size != len(labels) or not np.isfinite(scores).all():
             continue
         probabilities = _probabilities(scores)
         best = np.argsort(-probabilities, kind="stable")[:top_k]

@@ -120,6 +120,10 @@ class Worker:
         _, height, width, channels = port.shape
         if settings.size is not None:
             width, height = settings.size
+        if height < 1 or width < 1:
+            raise JobError(
+                ErrorCode.MODEL_ERROR, "the model takes images of any size: set preprocess.size"
+            )
         prepared = images.prepare(self._arena.read(0, size), settings, height, width, channels)
         if port.datatype != "FP32" and not port.quantised:
             prepared = prepared.astype(NUMPY_DTYPES[port.datatype])
@@ -141,7 +145,9 @@ class Worker:
 def main() -> None:
     """Serve requests until the daemon closes the socket."""
     socket_descriptor, memory_descriptor, memory_mb = (int(word) for word in sys.argv[1:4])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Told to end, the daemon drains first; it ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # A model that hangs would not notice that the daemon is gone.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if memory_mb:

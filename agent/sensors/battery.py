@@ -5,6 +5,7 @@ Units and names: https://www.kernel.org/doc/Documentation/ABI/testing/sysfs-clas
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def read(sysfs_root: Path) -> Battery | None:
         charge = _number(supply / "capacity")
         if charge is None or not 0 <= charge <= 100:  # noqa: PLR2004 - percent
             continue
-        full = next((f for name in FULL_FILES if (f := _number(supply / name))), None)
+        sizes = (_number(supply / name) for name in FULL_FILES)
+        full = next((size for size in sizes if size is not None and size > 0), None)
         levels.append((charge / 100, full))
         state = _text(supply / "status")
         if state not in (None, "Unknown"):
@@ -67,6 +69,7 @@ def _text(path: Path) -> str | None:
 def _number(path: Path) -> float | None:
     text = _text(path)
     try:
-        return None if text is None else float(text)
+        number = math.nan if text is None else float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

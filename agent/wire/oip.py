@@ -83,7 +83,8 @@ def split(payload: bytes, header_length: int | None) -> tuple[bytes, memoryview]
         return payload[:header_length], view[header_length:]
     try:
         # In latin-1 a character is a byte, so the end found here is the header's length.
-        _, end = _OBJECT_END.raw_decode(payload.decode("latin-1"))
+        text = payload.decode("latin-1")
+        _, end = _OBJECT_END.raw_decode(text, len(text) - len(text.lstrip(" \t\r\n")))
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the payload is neither JSON nor an image: {error}") from None
     rest = view[end:]

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from agent.job import BYTES, DATATYPE_SIZES, ErrorCode, JobError, Tensor
 
 MAX_DIMENSIONS = 16
+# Beyond what any array's size in bytes can be; reached by an empty one, such as [0, 2^31, 2^31].
+MAX_ELEMENTS = 2**48
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("bool"),
@@ -136,6 +138,8 @@ def _element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
         )
     if len(shape) > MAX_DIMENSIONS:
         raise bad_request(f"input '{name}': more than {MAX_DIMENSIONS} dimensions")
+    if math.prod(max(length, 1) for length in shape) > MAX_ELEMENTS:
+        raise bad_request(f"input '{name}': shape {list(shape)} is too large")
     return math.prod(shape)
 
 
