@@ -16,7 +16,8 @@ class Threshold:
 
     Example:
         >>> from policies.testing import situation
-        >>> Threshold(Threshold.Options()).decide(situation(battery_charge_ratio=0.1)).why
+        >>> low = situation(battery_charge_ratio=0.1, battery_discharging=True)
+        >>> Threshold(Threshold.Options()).decide(low).why
         <Why.BATTERY_LOW: 'battery_low'>
     """
 

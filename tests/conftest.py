@@ -53,7 +53,7 @@ class Mosquitto:
                     "allow_anonymous true",
                     "persistence false",
                     "set_tcp_nodelay true",
-                    "max_queued_messages 0",
+                    "max_queued_messages 100000",
                     f"user {getpass.getuser()}",
                     "log_dest stderr",
                     *settings,
@@ -81,13 +81,15 @@ class Mosquitto:
             self._process.stderr.close()
             self._process = None
 
-    async def logged(self, pattern: str) -> None:
-        """Wait for a line that holds the pattern."""
-        await asyncio.to_thread(self._wait_for, pattern, 0)
+    async def logged(self, pattern: str, count: int = 1) -> list[str]:
+        """Wait for so many lines that hold the pattern."""
+        await asyncio.to_thread(self._wait_for, pattern, 0, count)
+        return self.lines(pattern)
 
     def lines(self, pattern: str) -> list[str]:
-        """What the pattern's group took of each line that holds it."""
-        return [found[1] for line in self.log if (found := re.search(pattern, line))]
+        """What the pattern's last group, or else all of it, took of each line that holds it."""
+        found = (re.search(pattern, line) for line in self.log)
+        return [match[match.lastindex or 0] for match in found if match]
 
     def _read(self, stream: io.TextIOBase) -> None:
         for line in stream:
@@ -95,10 +97,11 @@ class Mosquitto:
                 self.log.append(line)
                 self._more.notify_all()
 
-    def _wait_for(self, pattern: str, start: int) -> None:
+    def _wait_for(self, pattern: str, start: int, count: int = 1) -> None:
         with self._more:
             found = self._more.wait_for(
-                lambda: any(re.search(pattern, line) for line in self.log[start:]), WAIT_S
+                lambda: sum(bool(re.search(pattern, line)) for line in self.log[start:]) >= count,
+                WAIT_S,
             )
         assert found, f"mosquitto did not say {pattern!r}: {self.log[-20:]}"
 

@@ -73,8 +73,7 @@ def submit(
     with _progress_bar(len(paths), quiet=as_json) as advance:
         sent = asyncio.run(_submit_all(config, device, model, paths, chosen, timeout_s, advance))
     if as_json:
-        for one in sent:
-            print(json.dumps({"file": str(one.file), **one.answer}))
+        print(json.dumps([{"file": str(one.file), **one.answer} for one in sent]))
     else:
         _print_table(sent)
     if any("error" in one.answer for one in sent):

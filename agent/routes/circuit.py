@@ -33,12 +33,14 @@ class Circuit:
         """Tell whether a request may go now: the circuit is closed, or a trial is due."""
         return not self.is_open or (not self._trying and self._clock() >= self._trial_at)
 
-    def begin(self) -> None:
-        """A request goes out."""
-        self._trying = self.is_open
+    def begin(self) -> bool:
+        """A request goes out; tell whether it is the trial."""
+        trial = self.is_open and not self._trying
+        self._trying = self._trying or trial
+        return trial
 
     def give_up(self) -> None:
-        """A request is over, whether or not it could tell anything: another trial may go."""
+        """The trial is over, whether or not it could tell anything: another may go."""
         self._trying = False
 
     def succeed(self) -> None:

@@ -136,16 +136,27 @@ class CloudRoute:
         except JobError as error:
             # An image that can't be decoded here is no better elsewhere.
             return Outcome(error=error, queue_s=self._clock() - began, retriable=False)
-        self.circuit.begin()
+        trial = self.circuit.begin()
+        try:
+            return await self._run_encoded(job, body, headers, timeout_s, began, started)
+        finally:
+            if trial:
+                self.circuit.give_up()
+
+    async def _run_encoded(
+        self,
+        job: Job,
+        body: bytes,
+        headers: dict[str, str],
+        timeout_s: float,
+        began: float,
+        started: Callable[[], None],
+    ) -> Outcome:
         self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await self._slots.acquire()
-        except asyncio.CancelledError:
-            self.circuit.give_up()
-            raise
         except TimeoutError:
-            self.circuit.give_up()
             busy = JobError(
                 ErrorCode.ENDPOINT_ERROR,
                 f"endpoint '{self.endpoint}' has max_in_flight = "
@@ -162,7 +173,6 @@ class CloudRoute:
         finally:
             self._running -= 1
             self._slots.release()
-            self.circuit.give_up()
         return replace(outcome, queue_s=running - began, run_s=self._clock() - running)
 
     async def _request(

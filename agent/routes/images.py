@@ -51,9 +51,6 @@ def prepare(
         image = _flatten(image, mode)
     except JobError:
         raise
-    except Image.DecompressionBombError as error:
-        # Pillow's own limit, for where ours is set higher.
-        raise JobError(ErrorCode.TOO_LARGE, f"the image has too many pixels: {error}") from None
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a hostile file makes them
         raise JobError(
             ErrorCode.BAD_REQUEST, f"not a JPEG or PNG image that can be decoded: {_plain(error)}"

@@ -1,0 +1,260 @@
+"""The processes of the benchmark: the broker, and the two sides that are compared."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mqtt5
+import psutil
+from jobs import ID_WIDTH, JobKind, Publisher, outputs
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 20.0
+ASK_EVERY_S = 0.02
+POLL_S = 0.002
+READY_GRACE_S = 2.0
+MEGABYTE = 1e6
+
+
+class SideError(Exception):
+    """A process ended, or does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Megabytes of resident memory."""
+
+    rss: dict[str, float]  # by process: main, worker
+    rss_total: float
+    uss_total: float  # what would be free if the processes were gone; shared libraries left out
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process and its children."""
+
+    pid: int
+
+    def cpu_s(self) -> float:
+        """CPU seconds that it and its living children have used, user and system."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._tree())
+
+    def memory(self) -> Memory:
+        """Resident memory now."""
+        main, *children = [process.memory_full_info() for process in self._tree()]
+        rss = {"main": main.rss / MEGABYTE}
+        if children:
+            rss["worker"] = sum(child.rss for child in children) / MEGABYTE
+        uss = sum(info.uss for info in (main, *children)) / MEGABYTE
+        return Memory(rss, sum(rss.values()), uss)
+
+    def _tree(self) -> list[psutil.Process]:
+        main = psutil.Process(self.pid)
+        return [main, *main.children(recursive=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two that are compared, up and answering."""
+
+    name: str
+    device: str  # its topic level
+    process: Process
+    first_answer_s: float  # from the start of the process
+    ready_s: float | None  # to READY=1; None where it does not say so
+    log: Path
+
+
+@contextlib.contextmanager
+def broker(folder: Path) -> Iterator[tuple[int, Process]]:
+    """Run mosquitto; give its port."""
+    port = _free_port()
+    config = folder / "mosquitto.conf"
+    lines = (
+        f"listener {port} 127.0.0.1",
+        "allow_anonymous true",
+        "persistence false",
+        # Its defaults throttle and drop at these rates, and delay small packets by 40 ms.
+        "set_tcp_nodelay true",
+        "max_inflight_messages 1000",
+        "max_queued_messages 100000",
+    )
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with _running([_mosquitto(), "-c", str(config)], folder / "mosquitto.log") as process:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                mqtt5.Client(port, "is-it-up").close()
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SideError(tail(folder / "mosquitto.log")) from None
+                time.sleep(0.02)
+            else:
+                break
+        yield port, Process(process.pid)
+
+
+@contextlib.contextmanager
+def bare_loop(
+    folder: Path, port: int, device: str, models: Mapping[str, Path], first: JobKind
+) -> Iterator[Side]:
+    """Run the bare loop."""
+    script = Path(__file__).with_name("bare_loop.py")
+    arguments = [f"{name}={path}" for name, path in models.items()]
+    command = [sys.executable, str(script), str(port), device, *arguments]
+    with _side("bare loop", command, folder, port, device, first) as side:
+        yield side
+
+
+@contextlib.contextmanager
+def edgewise(
+    folder: Path, port: int, device: str, models: Mapping[str, Path], first: JobKind
+) -> Iterator[Side]:
+    """Run the daemon, with one worker and the policy that always takes the local route."""
+    config = folder / f"{device}.toml"
+    sections = {
+        "device": {"id": device, "state_dir": str(folder / f"{device}.state")},
+        "mqtt": {"url": f"mqtt://127.0.0.1:{port}"},
+        "http": {"listen": "127.0.0.1:0"},
+        "log": {"level": "info"},
+        "policy": {"name": "local"},
+        **{f"models.{name}": {"path": str(path)} for name, path in models.items()},
+    }
+    (folder / f"{device}.state").mkdir()
+    config.write_text(
+        "".join(
+            f"[{section}]\n"
+            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+            for section, settings in sections.items()
+        ),
+        encoding="utf-8",
+    )
+    command = [str(Path(sys.executable).with_name("edgewise")), "run", "--config", str(config)]
+    with _side("edgewise", command, folder, port, device, first) as side:
+        yield side
+
+
+def ask(port: int, device: str, kind: JobKind) -> list[list[float]]:
+    """Have one job done; give its outputs."""
+    client = mqtt5.Client(port, f"ask-{device}-{kind.model}")
+    client.subscribe(f"edgewise/v1/{device}/results/+")
+    Publisher(client, device, kind).publish(f"ask-{kind.model}".ljust(ID_WIDTH, "-").encode())
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            for message in client.poll(0.1):
+                if b'"outputs":' not in message.payload:
+                    raise SideError(f"{device}: {message.payload[:500]!r}")
+                return outputs(message.payload)
+    finally:
+        client.close()
+    raise SideError(f"{device} does not answer a job for {kind.model}")
+
+
+@contextlib.contextmanager
+def _side(
+    name: str, command: Sequence[str], folder: Path, port: int, device: str, first: JobKind
+) -> Iterator[Side]:
+    log = folder / f"{device}.log"
+    client = mqtt5.Client(port, f"start-{device}")
+    client.subscribe(f"edgewise/v1/{device}/results/+")
+    address = folder / f"{device}.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+        notices.bind(str(address))
+        notices.setblocking(False)
+        began = time.perf_counter()
+        with _running(command, log, NOTIFY_SOCKET=str(address)) as process:
+            try:
+                answer_s, ready_s = _await_start(
+                    process, client, Publisher(client, device, first), notices, began
+                )
+            except SideError as error:
+                raise SideError(f"{name}: {error}: {tail(log)}") from None
+            client.close()
+            yield Side(name, device, Process(process.pid), answer_s, ready_s, log)
+            if process.poll() is not None:
+                raise SideError(f"{name} ended: {tail(log)}")
+
+
+def _await_start(
+    process: subprocess.Popen[bytes],
+    client: mqtt5.Client,
+    publisher: Publisher,
+    notices: socket.socket,
+    began: float,
+) -> tuple[float, float | None]:
+    """Ask until there is an answer: the one sign of readiness that both sides give."""
+    answer_s: float | None = None
+    ready_s: float | None = None
+    asked = 0
+    while True:
+        now = time.perf_counter() - began
+        if answer_s is not None and (ready_s is not None or now > answer_s + READY_GRACE_S):
+            return answer_s, ready_s
+        if process.poll() is not None:
+            raise SideError("it ended")
+        if now > START_TIMEOUT_S:
+            raise SideError("it does not answer")
+        if answer_s is None and now >= asked * ASK_EVERY_S:
+            publisher.publish(f"start-{asked:0{ID_WIDTH - 6}}".encode())
+            asked += 1
+        if client.poll(POLL_S) and answer_s is None:
+            answer_s = time.perf_counter() - began
+        with contextlib.suppress(BlockingIOError):
+            if b"READY=1" in notices.recv(4096):
+                ready_s = time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], log: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    # Settings of whoever runs the benchmark must not leak into what it measures.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("EDGEWISE_")}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**inherited, **environment},
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _mosquitto() -> str:
+    for folder in (*os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/usr/local/sbin"):
+        candidate = Path(folder) / "mosquitto"
+        if os.access(candidate, os.X_OK):
+            return str(candidate)
+    raise SideError("mosquitto is needed: apt install mosquitto, or brew install mosquitto")
+
+
+def tail(log: Path) -> str:
+    """Give the end of a process's log."""
+    return log.read_text(encoding="utf-8", errors="replace")[-2000:]

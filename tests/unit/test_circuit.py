@@ -1,0 +1,178 @@
+"""The circuit breaker: an endpoint that fails again and again is left alone for a while."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agent import config
+from agent.job import ErrorCode
+from agent.routes.circuit import OPENS_AFTER, PAUSE_FIRST_S, PAUSE_LAST_S, Circuit
+from agent.routes.cloud import CloudRoute
+
+
+@pytest.fixture
+def circuit(clock):
+    return Circuit(clock)
+
+
+def fail(circuit, times):
+    for _ in range(times):
+        circuit.begin()
+        circuit.fail("refused")
+
+
+def test_it_opens_after_failures_in_a_row(circuit):
+    fail(circuit, OPENS_AFTER - 1)
+    assert circuit.admits()
+    fail(circuit, 1)
+    assert circuit.is_open
+    assert not circuit.admits()
+    assert circuit.last_failure == "refused"
+
+
+def test_a_success_in_between_begins_the_count_again(circuit):
+    fail(circuit, OPENS_AFTER - 1)
+    circuit.succeed()
+    fail(circuit, OPENS_AFTER - 1)
+    assert not circuit.is_open
+
+
+def test_after_the_pause_one_trial_goes_and_no_second(circuit, clock):
+    fail(circuit, OPENS_AFTER)
+    clock.advance(PAUSE_FIRST_S * 0.99)
+    assert not circuit.admits()
+    clock.advance(PAUSE_FIRST_S * 0.01)
+    assert circuit.admits()
+    circuit.begin()
+    assert circuit.is_open
+    assert not circuit.admits()
+
+
+def test_a_trial_that_succeeds_closes_it(circuit, clock):
+    fail(circuit, OPENS_AFTER)
+    clock.advance(PAUSE_FIRST_S)
+    circuit.begin()
+    circuit.succeed()
+    assert not circuit.is_open
+    assert circuit.admits()
+    assert circuit.last_failure is None
+
+
+def test_each_trial_that_fails_doubles_the_pause_up_to_a_limit(circuit, clock):
+    fail(circuit, OPENS_AFTER)
+    pause = PAUSE_FIRST_S
+    for _ in range(10):
+        clock.advance(pause)
+        assert circuit.admits()
+        fail(circuit, 1)
+        pause = min(pause * 2, PAUSE_LAST_S)
+        clock.advance(pause * 0.99)
+        assert not circuit.admits()
+        clock.advance(-pause * 0.99)
+    assert pause == PAUSE_LAST_S
+
+
+def test_after_it_has_closed_the_pause_is_the_first_again(circuit, clock):
+    fail(circuit, OPENS_AFTER)
+    clock.advance(PAUSE_FIRST_S)
+    fail(circuit, 1)
+    circuit.succeed()
+    fail(circuit, OPENS_AFTER)
+    clock.advance(PAUSE_FIRST_S)
+    assert circuit.admits()
+
+
+def test_a_trial_that_could_tell_nothing_lets_another_go(circuit, clock):
+    fail(circuit, OPENS_AFTER)
+    clock.advance(PAUSE_FIRST_S)
+    circuit.begin()
+    circuit.give_up()
+    assert circuit.is_open
+    assert circuit.admits()
+
+
+def test_requests_that_fail_together_do_not_double_the_pause(circuit, clock):
+    for _ in range(8):
+        circuit.begin()
+    for _ in range(8):
+        circuit.fail("refused")
+    clock.advance(PAUSE_FIRST_S)
+    assert circuit.admits()
+
+
+def test_an_earlier_request_that_ends_does_not_make_room_for_a_second_trial(circuit, clock):
+    assert not circuit.begin()
+    fail(circuit, OPENS_AFTER)
+    clock.advance(PAUSE_FIRST_S)
+    assert circuit.begin()
+    assert not circuit.begin()
+    assert not circuit.admits()
+
+
+class Endpoint:
+    """A cloud route whose endpoint holds each request until it is told how that ends."""
+
+    def __init__(self, clock, monkeypatch):
+        self.requests = asyncio.Queue()
+        self.route = CloudRoute(
+            "lab",
+            config.Endpoint(url="http://127.0.0.1:9"),
+            {"digits": config.Model(cloud=(config.CloudModel("lab"),))},
+            prepare=None,
+            label=lambda model, outputs: (outputs, None),
+            max_response_bytes=100,
+            clock=clock,
+        )
+        monkeypatch.setattr(self.route, "_post", self.post)
+
+    async def post(self, *request):
+        ended = asyncio.get_running_loop().create_future()
+        await self.requests.put(ended)
+        return await ended
+
+    async def send(self, job):
+        """Send a job; give its task, and the future that ends its request."""
+        task = asyncio.create_task(self.route.run(job, 1.0, lambda: None))
+        return task, await self.requests.get()
+
+
+@pytest.fixture
+async def opened(clock, monkeypatch, make_job):
+    """An endpoint that has failed until it was left alone, and whose pause is over."""
+    endpoint = Endpoint(clock, monkeypatch)
+    for _ in range(OPENS_AFTER):
+        task, ended = await endpoint.send(make_job())
+        ended.set_exception(ConnectionRefusedError("refused"))
+        await task
+    clock.advance(PAUSE_FIRST_S)
+    return endpoint
+
+
+async def test_an_endpoint_has_one_trial_at_a_time(opened, make_job):
+    assert opened.route.closed_for(make_job()) is None
+    task, ended = await opened.send(make_job())
+    assert opened.route.closed_for(make_job()).code is ErrorCode.ENDPOINT_ERROR
+    ended.set_result((200, b'{"outputs": []}', None))
+    assert (await task).error is None
+    assert opened.route.closed_for(make_job()) is None
+
+
+async def test_an_endpoints_trials_that_fail_come_ever_more_seldom(opened, make_job, clock):
+    task, ended = await opened.send(make_job())
+    ended.set_exception(ConnectionRefusedError("refused"))
+    await task
+    clock.advance(PAUSE_FIRST_S)
+    assert "refused" in opened.route.closed_for(make_job()).message
+    clock.advance(PAUSE_FIRST_S)
+    assert opened.route.closed_for(make_job()) is None
+
+
+async def test_a_cancelled_trial_lets_another_go(opened, make_job):
+    task, _ = await opened.send(make_job())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert opened.route.closed_for(make_job()) is None
+    assert (opened.route.waiting, opened.route.running) == (0, 0)

@@ -1,0 +1,208 @@
+"""The router: each job gets one answer, by a route that its terms allow."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.events import Answered, Attempted, Decided, Retrying, Started
+from agent.job import ErrorCode, JobError
+from agent.wire import tensors
+from policies.api import Plan, Why
+from policies.fixed import Cloud, Local, PreferCloud
+
+OUTPUTS = (tensors.strings("y", ["local"]), tensors.strings("z", ["more"]))
+
+
+def code(answer):
+    return None if answer.error is None else answer.error.code
+
+
+async def test_a_job_is_answered_by_the_route_the_policy_takes(build_router, make_job):
+    built = build_router()
+    built.local.answers(outputs=OUTPUTS, queue_s=0.01, run_s=0.02, confidence=0.9)
+    answer = await built.run(make_job())
+    account = answer.account
+    assert (answer.id, answer.model, answer.outputs) == ("j1", "digits", OUTPUTS)
+    assert (account.route, account.endpoint, account.policy) == ("local", None, "mine")
+    assert (account.reason, account.attempts, account.confidence) == ("preferred", 1, 0.9)
+    assert (account.queue_s, account.run_s) == (0.01, 0.02)
+    kinds = [type(event) for event in built.events.all]
+    assert kinds == [Decided, Started, Attempted, Answered]
+    assert built.cloud.seen == []
+
+
+async def test_only_the_outputs_asked_for_are_given(build_router, make_job):
+    built = build_router()
+    built.local.answers(outputs=OUTPUTS)
+    answer = await built.run(make_job(outputs=("z",)))
+    assert [output.name for output in answer.outputs] == ["z"]
+
+
+async def test_after_a_failure_the_policy_is_asked_again_without_that_route(build_router, make_job):
+    built = build_router(PreferCloud(), endpoints=("lab", "far"))
+    for cloud in built.clouds:
+        cloud.fails("endpoint_error")
+        cloud.takes_s = 0.1
+    answer = await built.run(make_job())
+    account = answer.account
+    assert (account.route, account.attempts, account.reason) == ("local", 3, "retry")
+    assert account.total_s == pytest.approx(0.2)
+    decided = built.events.of(Decided)
+    assert [event.plan.route for event in decided] == ["cloud:lab", "cloud:far", "local"]
+    assert [event.situation.job.attempts for event in decided] == [0, 1, 2]
+    assert decided[1].situation.job.deadline_s == pytest.approx(0.9)
+    assert decided[1].situation.routes[1].closed == "cloud:lab failed"
+    retrying = [(event.route, event.reason) for event in built.events.of(Retrying)]
+    assert retrying == [("cloud:lab", "endpoint_error"), ("cloud:far", "endpoint_error")]
+
+
+async def test_when_every_route_has_failed_the_answer_is_a_failure_that_was_seen(
+    build_router, make_job
+):
+    built = build_router()
+    built.local.fails("model_error")
+    built.cloud.fails("endpoint_error")
+    answer = await built.run(make_job())
+    assert code(answer) is ErrorCode.MODEL_ERROR
+    assert (answer.account.route, answer.account.attempts) == ("cloud", 2)
+
+
+async def test_an_error_that_another_route_would_not_mend_is_answered_at_once(
+    build_router, make_job
+):
+    built = build_router()
+    built.local.fails("bad_request", retriable=False)
+    assert code(await built.run(make_job())) is ErrorCode.BAD_REQUEST
+    assert built.cloud.seen == []
+    assert built.events.of(Retrying) == []
+
+
+async def test_a_doubtful_local_answer_is_escalated(build_router, make_job):
+    built = build_router()
+    built.local.answers(outputs=OUTPUTS, confidence=0.4)
+    built.cloud.answers(confidence=0.95)
+    answer = await built.run(make_job(min_confidence=0.5))
+    account = answer.account
+    assert (account.route, account.reason, account.attempts) == ("cloud", "escalated", 2)
+    assert account.confidence == 0.95
+    assert [event.reason for event in built.events.of(Retrying)] == ["escalated"]
+
+
+async def test_a_plan_may_ask_for_escalation(build_router, make_job):
+    class Cascade:
+        def decide(self, situation):
+            return Plan(situation.open_routes[0].name, escalate_below=0.9)
+
+    built = build_router(Cascade())
+    built.local.answers(confidence=0.8)
+    assert (await built.run(make_job())).account.route == "cloud"
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.6, None])
+async def test_an_answer_that_is_sure_enough_or_knows_no_confidence_is_kept(
+    build_router, make_job, confidence
+):
+    built = build_router()
+    built.local.answers(confidence=confidence)
+    assert (await built.run(make_job(min_confidence=0.5))).account.route == "local"
+
+
+async def test_a_private_doubtful_answer_is_not_escalated(build_router, make_job):
+    built = build_router()
+    built.local.answers(outputs=OUTPUTS, confidence=0.1)
+    answer = await built.run(make_job(min_confidence=0.9, private=True))
+    assert (answer.outputs, answer.account.route) == (OUTPUTS, "local")
+    assert built.cloud.seen == []
+
+
+@pytest.mark.parametrize("retriable", [True, False])
+async def test_a_doubtful_answer_is_kept_where_the_cloud_fails(build_router, make_job, retriable):
+    built = build_router()
+    built.local.answers(outputs=OUTPUTS, confidence=0.4)
+    built.cloud.fails("endpoint_error", retriable=retriable)
+    answer = await built.run(make_job(min_confidence=0.5))
+    account = answer.account
+    assert (answer.outputs, account.route, account.attempts) == (OUTPUTS, "local", 2)
+    assert (account.reason, account.confidence) == ("preferred", 0.4)
+
+
+async def test_a_doubtful_answer_is_kept_where_the_policy_takes_no_other_route(
+    build_router, make_job
+):
+    built = build_router(Local())
+    built.local.answers(outputs=OUTPUTS, confidence=0.4)
+    answer = await built.run(make_job(min_confidence=0.5))
+    assert (answer.outputs, answer.account.route) == (OUTPUTS, "local")
+
+
+async def test_a_doubtful_answer_is_kept_where_the_deadline_passes(build_router, make_job):
+    built = build_router()
+    built.local.answers(outputs=OUTPUTS, confidence=0.4)
+    built.local.takes_s = 2.0
+    answer = await built.run(make_job(min_confidence=0.5))
+    assert (answer.outputs, answer.account.route) == (OUTPUTS, "local")
+
+
+async def test_a_doubtful_cloud_answer_is_the_answer(build_router, make_job):
+    built = build_router(Cloud())
+    built.cloud.answers(outputs=OUTPUTS, confidence=0.1)
+    assert (await built.run(make_job(min_confidence=0.5))).outputs == OUTPUTS
+
+
+async def test_an_unknown_model_is_answered_with_the_known_ones(build_router, make_job):
+    answer = await build_router().run(make_job(model="moon"))
+    assert code(answer) is ErrorCode.UNKNOWN_MODEL
+    assert answer.error.message == "no model 'moon', known: digits"
+
+
+async def test_an_unexpected_exception_is_answered_internal_and_kept_to_the_log(
+    build_router, make_job
+):
+    built = build_router()
+
+    def explode():
+        raise ZeroDivisionError("secret detail")
+
+    built.local.does = explode
+    answer = await built.run(make_job())
+    assert code(answer) is ErrorCode.INTERNAL
+    assert "secret" not in answer.error.message
+    assert len(built.events.of(Answered)) == 1
+    assert built.router.unfinished == 0
+
+
+async def test_a_job_that_the_policy_rejects_has_no_route(build_router, make_job):
+    built = build_router(Cloud(), endpoints=())
+    answer = await built.run(make_job())
+    assert code(answer) is ErrorCode.NO_ROUTE
+    assert answer.error.message == "policy 'mine' rejected the job"
+    assert [event.plan.why for event in built.events.of(Decided)] == [Why.REJECTED]
+
+
+async def test_a_policy_that_gives_up_after_a_failure_leaves_that_failure_as_the_answer(
+    build_router, make_job
+):
+    built = build_router(Local())
+    built.local.fails("model_error")
+    assert code(await built.run(make_job())) is ErrorCode.MODEL_ERROR
+
+
+async def test_no_answer_tells_of_the_tried_route_before_one_that_was_closed(
+    build_router, make_job
+):
+    built = build_router()
+    built.local.fails("model_error")
+    built.local.closed = JobError(ErrorCode.MODEL_ERROR, "refused at start")
+    built.cloud.fails("endpoint_error")
+    assert code(await built.run(make_job())) is ErrorCode.ENDPOINT_ERROR
+
+
+async def test_the_state_holds_what_is_known_and_nothing_made_up(build_router, make_job):
+    built = build_router()
+    built.local.takes_s = 0.25
+    await built.run(make_job())
+    state = built.router.state()
+    assert state["device"] == {}
+    assert state["endpoints"] == {"lab": {}}
+    assert state["models"]["digits"]["routes"]["local"]["latency_mean_s"] == pytest.approx(0.25)
+    assert "latency_mean_s" not in state["models"]["digits"]["routes"]["cloud:lab"]
