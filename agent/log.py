@@ -24,7 +24,6 @@ LEVELS = {
 def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     """Set up logging to standard error, the libraries' own logs included."""
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -33,19 +32,26 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_to_json),
         ]
+        encode: list[Any] = []
     else:
-        render = [structlog.dev.ConsoleRenderer()]
+        plain = structlog.dev.plain_traceback
+        render = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
+        encode = [_to_bytes]
     structlog.configure(
-        processors=[*shared, *render],
+        processors=[*shared, *render, *encode],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *render,
+                *([] if encode else [_to_text]),
+            ],
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -86,5 +92,15 @@ def _on_policy_failed(event: PolicyFailed) -> None:
     log.error("policy_failed", policy=event.policy, detail=event.detail)
 
 
-def _to_json(event: dict[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+def _to_json(event: dict[str, Any], **_: Any) -> bytes:
+    return msgspec.json.encode(event, enc_hook=str)
+
+
+def _to_bytes(_logger: Any, _method: str, line: Any) -> bytes:
+    text: str = line
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _to_text(_logger: Any, _method: str, line: Any) -> str:
+    text: str = line.decode()
+    return text

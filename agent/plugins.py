@@ -47,7 +47,7 @@ def available() -> list[PolicyInfo]:
         source = entry.dist.name if entry.dist is not None else ""
         try:
             kind = entry.load()
-        except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import may raise anything
             found.append(PolicyInfo(entry.name, f"can't be imported: {error}", source, {}))
             continue
         summary = (inspect.getdoc(kind) or "").partition("\n")[0]

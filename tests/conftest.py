@@ -185,6 +185,7 @@ class Program:
     def __init__(self, client: aiomqtt.Client, device: str, *, v5: bool) -> None:
         self.root = f"edgewise/v1/{device}"
         self.heard: list[tuple[str, aiomqtt.Message]] = []  # the topic below the root, if it is
+        self._by_topic: defaultdict[str, list[aiomqtt.Message]] = defaultdict(list)
         self._client = client
         self._v5 = v5
         self._arrived = asyncio.Condition()
@@ -194,6 +195,7 @@ class Program:
             async with self._arrived:
                 topic = message.topic.value.removeprefix(f"{self.root}/")
                 self.heard.append((topic, message))
+                self._by_topic[topic].append(message)
                 self._arrived.notify_all()
 
     async def subscribe(self, *topics: str) -> None:
@@ -227,11 +229,9 @@ class Program:
 
     def on(self, topic: str) -> list[aiomqtt.Message]:
         """The messages that have come on a topic."""
-        return [
-            message
-            for heard, message in self.heard
-            if heard == topic or aiomqtt.Topic(heard).matches(topic)
-        ]
+        if "+" not in topic:
+            return self._by_topic.get(topic, [])
+        return [message for heard, message in self.heard if aiomqtt.Topic(heard).matches(topic)]
 
     async def answer(self, job_id: str, count: int = 1) -> dict[str, Any]:
         return json.loads((await self.message(f"results/{job_id}", count)).payload)
@@ -261,6 +261,7 @@ class Program:
     def forget(self) -> None:
         """Count from here on."""
         self.heard.clear()
+        self._by_topic.clear()
 
 
 class Digits:

@@ -133,6 +133,8 @@ def _resolve_paths(config: Config, base: Path) -> Config:
         config.device,
         id=config.device.id or socket.gethostname(),
         state_dir=str(base / config.device.state_dir),
+        sysfs_root=str(base / config.device.sysfs_root),
+        procfs_root=str(base / config.device.procfs_root),
     )
     return msgspec.structs.replace(
         config,

@@ -188,9 +188,10 @@ class Gateway:
     async def _run(self, job: Job) -> None:
         answer = await self._router.run(job)
         self._store.settle(job, answer)
-        async with asyncio.TaskGroup() as tasks:
-            for asker in _one_for_each_place(self._askers.pop(job.id)):
-                tasks.create_task(self._deliver(answer, *asker))
+        first, *others = _one_for_each_place(self._askers.pop(job.id))
+        for askers in others:
+            self._spawn(self._deliver(answer, *askers))
+        await self._deliver(answer, *first)
 
     async def _deliver(self, answer: Answer, asker: Asker, *others: Asker) -> None:
         """Publish until the broker has taken it, then let the deliveries be acknowledged."""

@@ -36,6 +36,7 @@ KEEPALIVE_S = 30
 RECEIVE_MAXIMUM = 256
 # Linux forgets this option after a while, so it is set again with each read.
 QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+CORK: int | None = getattr(socket, "TCP_CORK", None)
 SESSION_EXPIRY_S = 7 * 24 * 3600
 
 
@@ -262,12 +263,20 @@ class Link:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
+    def _cork(self, *, held: bool) -> None:
+        connection: Any = self._client.socket()
+        if CORK is not None and connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, CORK, held)
+
     def _flush(self) -> None:
         self._flush_planned = False
         if self._ended.done() or self._client.socket() is None:
             return
         try:
+            # Everything that is queued leaves in as few segments as it fits.
+            self._cork(held=True)
             self._client.loop_write()
+            self._cork(held=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is over
             self._end(f"writing failed: {error}")
             return

@@ -11,7 +11,7 @@ from policies.api import CLOUD, LOCAL
 Closed = Mapping[str, JobError]
 
 
-def forbidden(job: Job, route: Route, expected_cost: float | None) -> JobError | None:
+def forbidden(job: Job, route: Route, expected_cost: float) -> JobError | None:
     """Tell why the job's own terms forbid a route, or None."""
     if job.private and route.kind != LOCAL:
         return _no_route("the job is private and stays on the device")
@@ -21,7 +21,7 @@ def forbidden(job: Job, route: Route, expected_cost: float | None) -> JobError |
         return _no_route("placement is only_cloud")
     if job.endpoint is not None and route.name != f"{CLOUD}:{job.endpoint}":
         return _no_route(f"the job is pinned to endpoint '{job.endpoint}'")
-    if job.max_cost is not None and expected_cost is not None and expected_cost > job.max_cost:
+    if job.max_cost is not None and expected_cost > job.max_cost:
         return _no_route(f"it would cost {expected_cost:g}, max_cost is {job.max_cost:g}")
     return None
 
@@ -30,7 +30,7 @@ def close(
     job: Job,
     routes: Sequence[Route],
     tried: Mapping[str, JobError],
-    costs: Mapping[str, float | None],
+    costs: Mapping[str, float],
 ) -> dict[str, JobError]:
     """Tell for each route that the job can't take now why that is.
 
@@ -38,12 +38,12 @@ def close(
         job: The job.
         routes: All routes.
         tried: The routes that have failed this job, and how.
-        costs: What each route is expected to cost; None or missing where unknown.
+        costs: What each route is expected to cost.
     """
     closed: dict[str, JobError] = {}
     for route in routes:
         reason = (
-            forbidden(job, route, costs.get(route.name))
+            forbidden(job, route, costs[route.name])
             or tried.get(route.name)
             or route.closed_for(job)
         )

@@ -24,6 +24,7 @@ class Decider:
         """
         self.name = loaded.name
         self._policy = loaded.policy
+        self._learner = loaded.policy if isinstance(loaded.policy, Learner) else None
         self._guard = Guard(timeout_s)
 
     def start(self) -> None:
@@ -56,7 +57,7 @@ class Decider:
 
     def learn(self, attempt: Attempted) -> None:
         """Tell a policy that learns how its plan went."""
-        if not isinstance(self._policy, Learner):
+        if self._learner is None:
             return
         outcome = attempt.outcome
         feedback = Feedback(
@@ -69,7 +70,7 @@ class Decider:
             confidence=outcome.confidence,
         )
         with self._guard.watch():
-            self._policy.learn(feedback)
+            self._learner.learn(feedback)
 
 
 def _fault(plan: Any, situation: Situation) -> str | None:

@@ -286,7 +286,10 @@ class Router:
             name: self._estimates.estimate(job.model, name, route.waiting)
             for name, route in self._routes.items()
         }
-        costs = {name: estimate.cost for name, estimate in estimates.items()}
+        costs = {
+            name: max(estimates[name].cost or 0.0, route.price(job))
+            for name, route in self._routes.items()
+        }
         closed = constraints.close(job, tuple(self._routes.values()), tried, costs)
         views = tuple(
             RouteView(
@@ -312,7 +315,7 @@ class Router:
         if (
             route.kind == api.LOCAL
             or local is None
-            or constraints.forbidden(job, local, None) is not None
+            or constraints.forbidden(job, local, 0.0) is not None
             or local.closed_for(job) is not None
         ):
             return left_s

@@ -34,6 +34,9 @@ class Route(Protocol):
     def running(self) -> int:
         """Jobs that run on it."""
 
+    def price(self, job: Job) -> float:
+        """The least that the job costs on this route, as far as the configuration tells."""
+
     async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         """Run the job.
 

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from agent.config import Endpoint, Model, read_secret
 from agent.job import ErrorCode, Job, JobError, Outcome, Tensor
@@ -30,6 +31,10 @@ FAIR_TIME_S = 0.2
 
 Prepare = Callable[[Job, float], Awaitable[tuple[Tensor, ...]]]
 Label = Callable[[str, tuple[Tensor, ...]], tuple[tuple[Tensor, ...], float | None]]
+
+
+class _ErrorResponse(msgspec.Struct):
+    error: str
 
 
 class CloudRoute:
@@ -127,6 +132,10 @@ class CloudRoute:
             )
         return None
 
+    def price(self, job: Job) -> float:
+        """What the request costs if nothing comes back; see `Route`."""
+        return self._cost(job.input_bytes)
+
     async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         """Run the job at the endpoint; see `Route`."""
         began = self._clock()
@@ -204,9 +213,12 @@ class CloudRoute:
             self.circuit.fail(error.message)
 
     def _outcome(self, sent: int, received: int, **result: Any) -> Outcome:
-        settings = self._settings
-        cost = settings.price_per_request + settings.price_per_gib * (sent + received) / GIB
+        cost = self._cost(sent + received)
         return Outcome(bytes_up=sent, bytes_down=received, cost=cost, **result)
+
+    def _cost(self, carried_bytes: int) -> float:
+        settings = self._settings
+        return settings.price_per_request + settings.price_per_gib * carried_bytes / GIB
 
     def _encode(self, job: Job, inputs: tuple[Tensor, ...]) -> tuple[bytes, dict[str, str]]:
         head: dict[str, Any] = {"id": job.id}
@@ -253,10 +265,9 @@ class CloudRoute:
                     ErrorCode.ENDPOINT_ERROR,
                     f"endpoint '{self.endpoint}': its response can't be used: {error.message}",
                 ) from None
-        said = answer[:200].decode("utf-8", "replace")
         raise JobError(
             REFUSALS.get(status, ErrorCode.ENDPOINT_ERROR),
-            f"endpoint '{self.endpoint}' answered with status {status}: {said}",
+            f"endpoint '{self.endpoint}' answered with status {status}{_said(answer)}",
         )
 
     def _failure(self, failure: Exception) -> JobError:
@@ -267,3 +278,11 @@ class CloudRoute:
         else:
             text = f"failed: {str(failure) or type(failure).__name__}"
         return JobError(ErrorCode.ENDPOINT_ERROR, f"endpoint '{self.endpoint}' {text}")
+
+
+def _said(answer: bytes) -> str:
+    """Give an error response's own sentence; other bodies may hold anything, inputs included."""
+    try:
+        return f": {msgspec.json.decode(answer, type=_ErrorResponse).error[:200]}"
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""

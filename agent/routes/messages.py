@@ -13,6 +13,8 @@ import msgspec
 from agent.config import ImageInput
 
 MAX_MESSAGE_BYTES = 128 * 1024
+# Requests that may be under way at a worker, each with shared memory of its own.
+SLOTS = 4
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
@@ -54,13 +56,15 @@ class Load(msgspec.Struct, tag=True):
 class Run(msgspec.Struct, tag=True):
     """Run a model on tensors."""
 
+    slot: int
     model: str
     inputs: list[Placed]
 
 
 class RunImage(msgspec.Struct, tag=True):
-    """Run a model on an encoded image at the start of the memory."""
+    """Run a model on an encoded image at the start of the slot's memory."""
 
+    slot: int
     model: str
     size: int
 
@@ -68,6 +72,7 @@ class RunImage(msgspec.Struct, tag=True):
 class Prepare(msgspec.Struct, tag=True):
     """Turn an encoded image into the tensor its model takes, in real numbers."""
 
+    slot: int
     model: str
     size: int
     image: ImageInput
@@ -82,7 +87,7 @@ class Loaded(msgspec.Struct, tag=True):
 
 
 class Done(msgspec.Struct, tag=True):
-    """The result lies in shared memory."""
+    """The result lies in the slot's memory."""
 
     outputs: list[Placed]
     run_s: float

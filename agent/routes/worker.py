@@ -2,8 +2,8 @@
 
 It is a process of its own because a hostile model or image can kill or hang whatever decodes it,
 and because a busy Python thread beside an interpreter slows both (they contend for the GIL).
-Started as ``python -m agent.routes.worker SOCKET MEMORY LIMIT_MB``, the first two being inherited
-descriptors.
+Started as ``python -m agent.routes.worker LIMIT_MB SOCKET MEMORY…``; the socket and each slot's
+memory are inherited descriptors.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Array = npt.NDArray[Any]
 class Worker:
     """Answers requests from the models it has loaded."""
 
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
+    def __init__(self, arenas: list[Arena]) -> None:
+        self._arenas = arenas
         self._models: dict[str, tuple[ModelSpec, Model]] = {}
 
     def answer(self, request: Request) -> Reply:
@@ -60,14 +60,17 @@ class Worker:
             match request:
                 case Load(spec):
                     return self._load(spec)
-                case Run(name, placed):
-                    return self._run(name, {p.name: self._take(p) for p in placed})
-                case RunImage(name, size):
+                case Run(slot, name, placed):
+                    arena = self._arenas[slot]
+                    return self._run(arena, name, {p.name: _take(arena, p) for p in placed})
+                case RunImage(slot, name, size):
+                    arena = self._arenas[slot]
                     spec, model = self._model(name)
                     assert spec.image is not None
-                    return self._run(name, self._image(model, spec.image, size))
-                case Prepare(name, size, settings):
-                    return self._prepare(name, settings, size)
+                    encoded = arena.read(0, size)
+                    return self._run(arena, name, _image(model, spec.image, encoded))
+                case Prepare(slot, name, size, settings):
+                    return self._prepare(self._arenas[slot], name, settings, size)
         except JobError as error:
             return Failed(error.code.value, error.message)
         except MemoryError:
@@ -91,60 +94,63 @@ class Worker:
         self._models[spec.name] = (spec, model)
         return Loaded(model.inputs, model.outputs, run_s)
 
-    def _run(self, name: str, inputs: Mapping[str, Array]) -> Done:
+    def _run(self, arena: Arena, name: str, inputs: Mapping[str, Array]) -> Done:
         _, model = self._model(name)
         began = time.perf_counter()
         outputs = model.run(inputs)
         run_s = time.perf_counter() - began
-        return Done(self._place(outputs), run_s)
+        return Done(_place(arena, outputs), run_s)
 
-    def _prepare(self, name: str, settings: ImageInput, size: int) -> Done:
+    def _prepare(self, arena: Arena, name: str, settings: ImageInput, size: int) -> Done:
         began = time.perf_counter()
+        encoded = arena.read(0, size)
         if name in self._models:
-            prepared = self._image(self._models[name][1], settings, size)
+            prepared = _image(self._models[name][1], settings, encoded)
         else:
             assert settings.size is not None
             width, height = settings.size
             channels = 1 if settings.color == "grey" else 3
-            encoded = self._arena.read(0, size)
             prepared = {"image": images.prepare(encoded, settings, height, width, channels)}
-        return Done(self._place(prepared), time.perf_counter() - began)
+        return Done(_place(arena, prepared), time.perf_counter() - began)
 
-    def _image(self, model: Model, settings: ImageInput, size: int) -> dict[str, Array]:
-        port = model.inputs[0]
-        if len(model.inputs) != 1 or len(port.shape) != 4:  # noqa: PLR2004 - batch, y, x, channel
-            raise JobError(
-                ErrorCode.MODEL_ERROR,
-                "images need a model with one input of shape [1, height, width, channels]",
-            )
-        _, height, width, channels = port.shape
-        if settings.size is not None:
-            width, height = settings.size
-        if height < 1 or width < 1:
-            raise JobError(
-                ErrorCode.MODEL_ERROR, "the model takes images of any size: set preprocess.size"
-            )
-        prepared = images.prepare(self._arena.read(0, size), settings, height, width, channels)
-        if port.datatype != "FP32" and not port.quantised:
-            prepared = prepared.astype(NUMPY_DTYPES[port.datatype])
-        return {port.name: prepared}
 
-    def _take(self, placed: Placed) -> Array:
-        data = self._arena.read(placed.offset, placed.size)
-        return np.frombuffer(data, NUMPY_DTYPES[placed.datatype]).reshape(placed.shape)
+def _image(model: Model, settings: ImageInput, encoded: bytes) -> dict[str, Array]:
+    port = model.inputs[0]
+    if len(model.inputs) != 1 or len(port.shape) != 4:  # noqa: PLR2004 - batch, y, x, channel
+        raise JobError(
+            ErrorCode.MODEL_ERROR,
+            "images need a model with one input of shape [1, height, width, channels]",
+        )
+    _, height, width, channels = port.shape
+    if settings.size is not None:
+        width, height = settings.size
+    if height < 1 or width < 1:
+        raise JobError(
+            ErrorCode.MODEL_ERROR, "the model takes images of any size: set preprocess.size"
+        )
+    prepared = images.prepare(encoded, settings, height, width, channels)
+    if port.datatype != "FP32" and not port.quantised:
+        prepared = prepared.astype(NUMPY_DTYPES[port.datatype])
+    return {port.name: prepared}
 
-    def _place(self, outputs: Mapping[str, Array]) -> list[Placed]:
-        pieces = [array.tobytes() for array in outputs.values()]
-        offsets = self._arena.write(pieces)
-        return [
-            Placed(name, DATATYPES[array.dtype], array.shape, offset, len(piece))
-            for (name, array), offset, piece in zip(outputs.items(), offsets, pieces, strict=True)
-        ]
+
+def _take(arena: Arena, placed: Placed) -> Array:
+    data = arena.read(placed.offset, placed.size)
+    return np.frombuffer(data, NUMPY_DTYPES[placed.datatype]).reshape(placed.shape)
+
+
+def _place(arena: Arena, outputs: Mapping[str, Array]) -> list[Placed]:
+    pieces = [array.tobytes() for array in outputs.values()]
+    offsets = arena.write(pieces)
+    return [
+        Placed(name, DATATYPES[array.dtype], array.shape, offset, len(piece))
+        for (name, array), offset, piece in zip(outputs.items(), offsets, pieces, strict=True)
+    ]
 
 
 def main() -> None:
     """Serve requests until the daemon closes the socket."""
-    socket_descriptor, memory_descriptor, memory_mb = (int(word) for word in sys.argv[1:4])
+    memory_mb, socket_descriptor, *memory_descriptors = (int(word) for word in sys.argv[1:])
     # Told to end, the daemon drains first; it ends its workers itself.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -154,7 +160,7 @@ def main() -> None:
         limit = memory_mb * 1024 * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     connection = socket.socket(fileno=socket_descriptor)
-    worker = Worker(Arena(memory_descriptor))
+    worker = Worker([Arena(descriptor) for descriptor in memory_descriptors])
     decoder = msgspec.msgpack.Decoder(Request)
     while received := connection.recv(MAX_MESSAGE_BYTES):
         connection.send(msgspec.msgpack.encode(worker.answer(decoder.decode(received))))

@@ -20,13 +20,14 @@ from agent.wire.tensors import bad_request
 HEADER_LENGTH_HTTP = "Inference-Header-Content-Length"
 MAX_TENSORS = 256
 
+Name = Annotated[str, msgspec.Meta(max_length=256)]
 Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class WireTensor(msgspec.Struct):
     """A tensor as the protocol spells it; `data` or ``parameters.binary_data_size``."""
 
-    name: str
+    name: Name
     shape: list[Dimension]
     datatype: str
     data: msgspec.Raw = msgspec.Raw()
@@ -36,7 +37,7 @@ class WireTensor(msgspec.Struct):
 class RequestedOutput(msgspec.Struct):
     """An output that the requester asks for by name."""
 
-    name: str
+    name: Name
     parameters: dict[str, Any] | None = None
 
 

@@ -39,11 +39,11 @@ async def test_a_job_that_kills_its_worker_twice_is_answered_model_error(
     serving = await serve(configure())
     ask = WorkerProcess.ask
 
-    async def ask_and_kill(worker, request, timeout_s):
+    async def ask_and_kill(worker, request, *terms):
         if isinstance(request, Run):
             os.kill(worker.pid, signal.SIGSTOP)
             asyncio.get_running_loop().call_soon(os.kill, worker.pid, signal.SIGKILL)
-        return await ask(worker, request, timeout_s)
+        return await ask(worker, request, *terms)
 
     with monkeypatch.context() as patch:
         patch.setattr(WorkerProcess, "ask", ask_and_kill)

@@ -1,7 +1,5 @@
 """`edgewise submit` and `edgewise status`, against a running daemon."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -27,7 +25,7 @@ async def test_a_png_is_submitted_and_its_answer_printed_as_json(edgewise, confi
     file = digits.files("4")[0]
     ended = await edgewise("submit", "digits", file, "--json", "--config", config)
     assert ended.code == 0, ended.err
-    answer = ended.json
+    (answer,) = ended.json
     assert answer["file"] == str(file)
     assert digits.read(answer) == "4"
     assert answer["parameters"]["route"] == "local"
@@ -37,7 +35,7 @@ async def test_a_folder_is_submitted_whole(edgewise, config, digits):
     folder = digits.files()[0].parent
     ended = await edgewise("submit", "digits", folder, "--json", "--config", config)
     assert ended.code == 0, ended.err
-    answers = [json.loads(line) for line in ended.out.splitlines()]
+    answers = ended.json
     assert len(answers) == len(digits.files())
     right = sum(digits.read(answer) == answer["file"][-5] for answer in answers)
     assert right / len(answers) > 0.9
@@ -48,7 +46,7 @@ async def test_an_array_is_submitted_under_the_name_the_model_takes(edgewise, co
     np.save(array, np.array([[0.5, -0.25]]))
     ended = await edgewise("submit", "points", array, "--json", "--config", config)
     assert ended.code == 0, ended.err
-    (output,) = ended.json["outputs"]
+    (output,) = ended.json[0]["outputs"]
     assert 0 < output["data"][0] < 1
 
 
@@ -62,8 +60,9 @@ async def test_a_request_is_submitted_with_parameters_of_the_command_line(
         *("--private", "--priority", 9, "--deadline-ms", 5000, "--placement", "prefer_local"),
     )
     assert ended.code == 0, ended.err
-    assert ended.json["id"] == "from-a-file"
-    assert digits.read(ended.json) == "8"
+    (answer,) = ended.json
+    assert answer["id"] == "from-a-file"
+    assert digits.read(answer) == "8"
 
 
 async def test_a_job_that_fails_exits_1_and_says_why(edgewise, config, digits):
@@ -73,7 +72,7 @@ async def test_a_job_that_fails_exits_1_and_says_why(edgewise, config, digits):
     file = digits.files("4")[0]
     ended = await edgewise("submit", "points", file, "--json", "--config", config)
     assert ended.code == 1
-    assert ended.json["parameters"]["code"] == "bad_request"
+    assert ended.json[0]["parameters"]["code"] == "bad_request"
 
 
 async def test_files_that_are_none_or_of_another_kind_are_wrong_usage(

@@ -68,6 +68,7 @@ class FakeRoute:
         self.seen: list[Job] = []
         self.timeouts: list[float] = []
         self.closed: JobError | None = None
+        self.costs = 0.0
         self.does: Callable[[], Any] = Outcome  # gives an outcome, raises, or is a coroutine's
         self.takes_s = 0.0
         self.began = asyncio.Event()
@@ -82,6 +83,9 @@ class FakeRoute:
 
     def closed_for(self, job: Job) -> JobError | None:
         return self.closed
+
+    def price(self, job: Job) -> float:
+        return self.costs
 
     async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         self.seen.append(job)

@@ -8,6 +8,7 @@ from agent.job import ErrorCode, JobError, Placement
 from agent.router import constraints
 
 LOCAL, LAB, FAR = "local", "cloud:lab", "cloud:far"
+FREE = {LOCAL: 0.0, LAB: 0.0, FAR: 0.0}
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def is_open(routes, make_job):
     """Give the routes open to a job of these terms."""
 
     def find(tried=None, costs=None, **terms):
-        closed = constraints.close(make_job(**terms), routes, tried or {}, costs or {})
+        closed = constraints.close(make_job(**terms), routes, tried or {}, FREE | (costs or {}))
         return [route.name for route in routes if route.name not in closed]
 
     return find
@@ -68,7 +69,7 @@ def test_a_pinned_job_has_its_endpoint_only(is_open):
 
 
 def test_a_route_that_would_cost_more_than_max_cost_is_closed(is_open):
-    costs = {LAB: 0.5, FAR: 0.1, LOCAL: None}
+    costs = {LAB: 0.5, FAR: 0.1}
     assert is_open(costs=costs, max_cost=0.1) == [LOCAL, FAR]
 
 
@@ -79,14 +80,14 @@ def test_a_route_closed_by_itself_is_closed(is_open, routes):
 
 def test_the_jobs_own_terms_are_told_before_a_routes_state(routes, make_job):
     routes[1].closed = JobError(ErrorCode.ENDPOINT_ERROR, "left alone")
-    closed = constraints.close(make_job(private=True), routes, {}, {})
+    closed = constraints.close(make_job(private=True), routes, {}, FREE)
     assert closed[LAB].code is ErrorCode.NO_ROUTE
     assert "private" in closed[LAB].message
 
 
 def test_a_job_without_a_route_is_told_each_reason(routes, make_job):
     job = make_job(private=True, placement=Placement.ONLY_CLOUD)
-    error = constraints.explain(job, constraints.close(job, routes, {}, {}))
+    error = constraints.explain(job, constraints.close(job, routes, {}, FREE))
     assert error.code is ErrorCode.NO_ROUTE
     assert "local: placement is only_cloud" in error.message
     assert "cloud:lab: the job is private" in error.message

@@ -147,7 +147,7 @@ def test_a_corrupt_file_is_refused(tmp_path, content):
 @pytest.fixture
 def worker():
     arena = Arena()
-    yield Worker(arena), arena
+    yield Worker([arena]), arena
     arena.close()
 
 
@@ -156,7 +156,7 @@ def test_a_worker_runs_an_image_and_reads_the_digit(worker):
     assert isinstance(working.answer(Load(spec(SMALL, image=ImageInput()))), Loaded)
     encoded = IMAGES[0].read_bytes()
     arena.write([encoded])
-    (placed,) = working.answer(RunImage("digits", len(encoded))).outputs
+    (placed,) = working.answer(RunImage(0, "digits", len(encoded))).outputs
     scores = np.frombuffer(arena.read(placed.offset, placed.size), np.float32)
     assert scores.argmax() == int(IMAGES[0].stem.rpartition("-")[2])
 
@@ -166,6 +166,6 @@ def test_a_worker_answers_a_failure_and_stays(worker):
     assert isinstance(working.answer(Load(spec("/none"))), Failed)
     assert isinstance(working.answer(Load(spec(POINTS, image=ImageInput()))), Loaded)
     arena.write([b"no image"])
-    assert working.answer(RunImage("digits", 8)).code == "model_error"
+    assert working.answer(RunImage(0, "digits", 8)).code == "model_error"
     assert isinstance(working.answer(Load(spec(SMALL, image=ImageInput()))), Loaded)
-    assert working.answer(RunImage("digits", 8)).code == "bad_request"
+    assert working.answer(RunImage(0, "digits", 8)).code == "bad_request"

@@ -22,7 +22,7 @@ class Lines:
     """A log that is written into memory."""
 
     def __init__(self, monkeypatch):
-        self.stream = io.StringIO()
+        self.stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
         self.events = Events()
         # pytest sets sys.stderr anew for each phase of a test.
         monkeypatch.setattr(logs, "sys", SimpleNamespace(stderr=self.stream))
@@ -36,7 +36,7 @@ class Lines:
         return self.text().split("\n")[:-1]
 
     def text(self):
-        return self.stream.getvalue()
+        return self.stream.buffer.getvalue().decode()
 
 
 @pytest.fixture

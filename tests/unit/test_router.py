@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.events import Answered, Attempted, Decided, Retrying, Started
-from agent.job import ErrorCode, JobError
+from agent.job import ErrorCode, JobError, Placement
 from agent.wire import tensors
 from policies.api import Plan, Why
 from policies.fixed import Cloud, Local, PreferCloud
@@ -206,3 +206,14 @@ async def test_the_state_holds_what_is_known_and_nothing_made_up(build_router, m
     assert state["endpoints"] == {"lab": {}}
     assert state["models"]["digits"]["routes"]["local"]["latency_mean_s"] == pytest.approx(0.25)
     assert "latency_mean_s" not in state["models"]["digits"]["routes"]["cloud:lab"]
+
+
+async def test_a_price_that_is_known_closes_a_route_before_anything_was_learned(
+    build_router, make_job
+):
+    built = build_router()
+    built.routes["cloud:lab"].costs = 0.5
+    answer = await built.router.run(make_job(max_cost=0.1, placement=Placement.ONLY_CLOUD))
+    assert answer.error.code is ErrorCode.NO_ROUTE
+    assert "max_cost" in answer.error.message
+    assert built.routes["cloud:lab"].seen == []

@@ -64,6 +64,20 @@ async def test_a_running_job_can_be_cancelled(build_router, make_job):
     assert built.router.unfinished == 0
 
 
+async def test_after_a_cancel_the_jobs_task_goes_on(build_router, make_job):
+    built = build_router()
+    built.local.does = hang
+
+    async def run_and_publish():
+        await built.run(make_job())
+        return asyncio.current_task().cancelling()
+
+    task = asyncio.create_task(run_and_publish())
+    await built.local.began.wait()
+    built.cancel("j1")
+    assert await task == 0
+
+
 async def test_a_job_can_be_cancelled_before_it_begins(build_router, make_job):
     built = build_router()
     task = asyncio.create_task(built.run(make_job()))
