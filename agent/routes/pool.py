@@ -22,7 +22,7 @@ LOAD_TIMEOUT_S = 60.0
 RESPAWN_BACKOFF_S = (0.0, 0.1, 0.5, 2.0, 10.0)
 # While its runs are this short, a worker is sent requests ahead: waking it for each costs more
 # than running a small model. Behind longer runs a request waits here, where others can overtake it.
-SHORT_RUN_S = 0.01
+SHORT_RUN_S = 0.005
 
 # Puts a request's data into shared memory, and gives the request for the slot of this number.
 Placement = Callable[[Arena, int], Request]

@@ -132,12 +132,17 @@ async def test_a_job_of_higher_priority_overtakes_those_that_wait(
     serve, configure, program, digits, frozen
 ):
     serving = await serve(configure())
+    # More than a worker is ever sent ahead.
+    ordinary = [f"ordinary-{number}" for number in range(20)]
     with frozen(serving.workers):
-        await program.submit("digits", digits.job("first"))
-        await program.progress("first", "started")
+        for job_id in ordinary:
+            await program.submit("digits", digits.job(job_id))
         for job_id, priority in (("low", 1), ("high", 9), ("middle", 5)):
             await program.submit("digits", digits.job(job_id, priority=priority))
+        for job_id in (*ordinary, "low", "high", "middle"):
             await program.progress(job_id, "accepted")
-    await program.messages("results/+", 4)
+    await program.messages("results/+", len(ordinary) + 3)
     order = [json.loads(message.payload)["id"] for message in program.on("results/+")]
-    assert order == ["first", "high", "middle", "low"]
+    assert order.index("high") < order.index(ordinary[-1])
+    assert order[-2:] == ["middle", "low"]
+    assert [job_id for job_id in order if job_id in ordinary] == ordinary
