@@ -147,7 +147,8 @@ def run_load(
     command = [sys.executable, str(LOAD), *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
-        raise SideError(f"the load on {side.name} failed; its log ends: {sides.tail(side.log)}")
+        state, log = psutil.Process(side.process.pid).status(), sides.tail(side.log)
+        raise SideError(f"the load on {side.name} ({state}) failed; its log ends:\n{log}")
     side_cpu, broker_cpu = side.process.cpu_s() - side_cpu, broker.cpu_s() - broker_cpu
     result = json.loads(done.stdout)
     others = _busy_s() - busy - side_cpu - broker_cpu - result["generator_cpu_s"]
@@ -333,7 +334,7 @@ def main() -> int:
         models["face"] = face
     try:
         measured = measure(scale, models)
-    except SideError as error:
+    except (SideError, psutil.Error) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     rows = summarise(measured, models)
