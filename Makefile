@@ -21,7 +21,7 @@ help:
 
 # One stamp for each extra, so that a target installs no more than it needs.
 .venv/.%: .venv/bin/python pyproject.toml
-	@echo "installing edgewise[$*] into .venv"
+	@echo "installing edgewise[$*] into .venv" >&2
 	@$(PIP) install --editable '.[$*]'
 	@touch $@
 

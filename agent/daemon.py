@@ -35,6 +35,7 @@ from policies import api
 log = structlog.get_logger(__name__)
 
 SHUTDOWN_GRACE_S = 10.0
+BROKER_WAIT_S = 5.0
 PORT_MQTT = 1883
 PORT_MQTTS = 8883
 
@@ -155,6 +156,37 @@ class Daemon:
             log.info("stopped")
 
     async def _serve(self, stopping: asyncio.Event) -> None:
+        await self._open_routes()
+        services = [
+            asyncio.create_task(self.sampler.run(), name="sampler"),
+            asyncio.create_task(self.gateway.run(), name="gateway"),
+        ]
+        interval_s = systemd.watchdog_interval_s()
+        if interval_s is not None:
+            services.append(asyncio.create_task(_feed_watchdog(interval_s), name="watchdog"))
+        stop = asyncio.create_task(stopping.wait())
+        subscribed = asyncio.create_task(self.gateway.session.until_connected())
+        try:
+            # Who publishes as soon as the service is up finds us subscribed. A broker that is away
+            # does not fail the start: we are ready for its return.
+            first = (*services, stop, subscribed)
+            await asyncio.wait(first, timeout=BROKER_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            systemd.notify("READY=1", f"STATUS=serving {len(self.config.models)} models")
+            log.info("ready", device=self.config.device.id, models=sorted(self.local.loaded))
+            await asyncio.wait((*services, stop), return_when=asyncio.FIRST_COMPLETED)
+            for service in services:
+                if service.done():
+                    service.result()
+                    raise RuntimeError(f"{service.get_name()} ended by itself")
+            log.info("stopping", unfinished=self.router.unfinished)
+            await self.gateway.drain(SHUTDOWN_GRACE_S)
+        finally:
+            tasks = (*services, stop, subscribed)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _open_routes(self) -> None:
         for cloud in self.clouds:
             try:
                 await cloud.start()
@@ -166,28 +198,6 @@ class Daemon:
         for model, reason in self.local.refused.items():
             log.error("model_refused", model=model, reason=reason)
         self._started = True
-        services = [
-            asyncio.create_task(self.sampler.run(), name="sampler"),
-            asyncio.create_task(self.gateway.run(), name="gateway"),
-        ]
-        interval_s = systemd.watchdog_interval_s()
-        if interval_s is not None:
-            services.append(asyncio.create_task(_feed_watchdog(interval_s), name="watchdog"))
-        stop = asyncio.create_task(stopping.wait())
-        systemd.notify("READY=1", f"STATUS=serving {len(self.config.models)} models")
-        log.info("ready", device=self.config.device.id, models=sorted(self.local.loaded))
-        try:
-            await asyncio.wait((*services, stop), return_when=asyncio.FIRST_COMPLETED)
-            for service in services:
-                if service.done():
-                    service.result()
-                    raise RuntimeError(f"{service.get_name()} ended by itself")
-            log.info("stopping", unfinished=self.router.unfinished)
-            await self.gateway.drain(SHUTDOWN_GRACE_S)
-        finally:
-            for task in (*services, stop):
-                task.cancel()
-            await asyncio.gather(*services, stop, return_exceptions=True)
 
     def _handle_signals(self, stopping: asyncio.Event) -> None:
         def on_signal() -> None:

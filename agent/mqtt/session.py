@@ -56,6 +56,10 @@ class Session:
         """Whether we are connected and subscribed."""
         return self._up.is_set()
 
+    async def until_connected(self) -> None:
+        """Wait until we are connected and subscribed."""
+        await self._up.wait()
+
     async def run(self) -> None:
         """Connect, and connect again with growing, jittered pauses, until cancelled."""
         loop = asyncio.get_running_loop()
