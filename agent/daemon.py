@@ -102,7 +102,7 @@ class Daemon:
             port,
             registry=self.metrics.registry,
             not_ready=self.not_ready,
-            token=None if token_file is None else read_secret(token_file),
+            token=None if token_file is None else read_secret(token_file, "http.token_file"),
         )
         self._started = False
         self.metrics.observe(events)
@@ -284,7 +284,9 @@ def broker(config: Config, *, client_id: str | None = None) -> Broker:
         client_id=client_id or f"edgewise-{config.device.id}",
         v5=settings.protocol == "5",
         username=settings.username,
-        password=None if settings.password_file is None else read_secret(settings.password_file),
+        password=None
+        if settings.password_file is None
+        else read_secret(settings.password_file, "mqtt.password_file"),
         tls=_tls(config) if secure else None,
         persistent=client_id is None,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from agent.job import Answer, Job
 
 MAX_ANSWERS = 4096
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
 
 class Store:

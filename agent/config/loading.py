@@ -38,8 +38,8 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     return config
 
 
-def read_secret(path: str) -> str:
-    """Read a secret from its file, without surrounding white space.
+def read_secret(path: str, key: str) -> str:
+    """Read the secret of a key from its file, without surrounding white space.
 
     Raises:
         ConfigError: The file can't be read or is empty.
@@ -47,9 +47,9 @@ def read_secret(path: str) -> str:
     try:
         secret = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, "", f"can't read the secret: {_plain(error)}") from None
+        raise ConfigError(path, key, f"can't read {path}: {_plain(error)}") from None
     if not secret:
-        raise ConfigError(path, "", "the secret is empty")
+        raise ConfigError(path, key, f"{path} is empty")
     return secret
 
 

@@ -84,7 +84,7 @@ class Gateway:
         self._askers: dict[str, list[Asker]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting = True
-        self._refused: str | None = None
+        self._refused: dict[str, str] = {}  # answers that the broker won't take, and why
         boot_id = make_id()
         birth = {"status": "online", "boot_id": boot_id, "version": __version__}
         self.session = Session(
@@ -104,7 +104,7 @@ class Gateway:
         """Why answers can't get out, or None."""
         if self.session.trouble is not None:
             return f"broker: {self.session.trouble}"
-        return self._refused
+        return next(iter(self._refused.values()), None)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -207,11 +207,11 @@ class Gateway:
                 if topic != self._results_topic(answer.id):
                     topic, correlation = self._results_topic(answer.id), None
                     continue
-                self._refused = f"answers: {error}"
+                self._refused[answer.id] = f"answers: {error}"
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, REFUSED_BACKOFF_LAST_S)
             else:
-                self._refused = None
+                self._refused.pop(answer.id, None)
                 break
         for each in (asker, *others):
             each.delivery.done()

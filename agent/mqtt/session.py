@@ -49,6 +49,7 @@ class Session:
         self._on_change = on_change
         self._link: Link | None = None
         self._up = asyncio.Event()
+        self._leaving = False
         self.trouble: str | None = "not yet connected"  # why there is no connection, or None
 
     @property
@@ -61,12 +62,14 @@ class Session:
         await self._up.wait()
 
     async def run(self) -> None:
-        """Connect, and connect again with growing, jittered pauses, until cancelled."""
+        """Connect, and connect again with growing, jittered pauses, until we leave."""
         loop = asyncio.get_running_loop()
         pause = BACKOFF_FIRST_S
         while True:
             began = loop.time()
             self.trouble = await self._connect_once()
+            if self._leaving:
+                return
             if loop.time() - began > STABLE_AFTER_S:
                 pause = BACKOFF_FIRST_S
             # Full jitter: a fleet must not come back to its broker in one wave.
@@ -107,6 +110,7 @@ class Session:
 
     async def leave(self) -> None:
         """Say that we go, and disconnect."""
+        self._leaving = True
         link = self._link
         if link is not None and self.connected:
             try:

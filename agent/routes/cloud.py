@@ -103,7 +103,8 @@ class CloudRoute:
         settings = self._settings
         headers = {}
         if settings.token_file is not None:
-            headers["Authorization"] = f"Bearer {read_secret(settings.token_file)}"
+            token = read_secret(settings.token_file, f"endpoints.{self.endpoint}.token_file")
+            headers["Authorization"] = f"Bearer {token}"
         context: ssl.SSLContext | bool = True
         if settings.ca_file is not None:
             context = ssl.create_default_context(cafile=settings.ca_file)

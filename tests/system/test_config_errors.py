@@ -63,6 +63,7 @@ async def test_a_secret_that_can_not_be_read_ends_the_run_with_78(
     assert ended.code == 78
     (line,) = ended.err.splitlines()
     assert str(tmp_path / "none") in line
+    assert key in line
 
 
 async def test_a_file_that_is_missing_or_no_toml_is_named(edgewise, tmp_path):

@@ -191,7 +191,7 @@ def test_relative_paths_are_relative_to_the_main_files_folder(loaded, tmp_path):
 
 def test_a_secret_is_the_files_text_without_white_space_around(tmp_path):
     (tmp_path / "s").write_text("  hush\n")
-    assert read_secret(str(tmp_path / "s")) == "hush"
+    assert read_secret(str(tmp_path / "s"), "mqtt.password_file") == "hush"
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
@@ -200,7 +200,7 @@ def test_a_secret_that_can_not_be_read_names_its_file(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=re.escape(str(path))):
-        read_secret(str(path))
+        read_secret(str(path), "mqtt.password_file")
 
 
 def test_listen_addresses_are_split():
