@@ -158,7 +158,7 @@ class WorkerPool:
     async def _run(self, worker: WorkerProcess, slot: int, waiting: _Waiting) -> None:
         try:
             result = await self._run_on(worker, slot, waiting)
-        except JobError as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it is
             if not waiting.result.done():
                 waiting.result.set_exception(error)
         else:
