@@ -156,7 +156,14 @@ class Daemon:
             log.info("stopped")
 
     async def _serve(self, stopping: asyncio.Event) -> None:
-        await self._open_routes()
+        stop = asyncio.create_task(stopping.wait())
+        opening = asyncio.create_task(self._open_routes())
+        await asyncio.wait((opening, stop), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            return
+        opening.result()
         services = [
             asyncio.create_task(self.sampler.run(), name="sampler"),
             asyncio.create_task(self.gateway.run(), name="gateway"),
@@ -164,7 +171,6 @@ class Daemon:
         interval_s = systemd.watchdog_interval_s()
         if interval_s is not None:
             services.append(asyncio.create_task(_feed_watchdog(interval_s), name="watchdog"))
-        stop = asyncio.create_task(stopping.wait())
         subscribed = asyncio.create_task(self.gateway.session.until_connected())
         try:
             # Who publishes as soon as the service is up finds us subscribed. A broker that is away

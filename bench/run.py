@@ -302,7 +302,7 @@ def warnings(measured: Measured, models: dict[str, Path]) -> Iterator[str]:
             )
     others = statistics.median(entry["others_cpu_ratio"] for entry in measured.loads)
     if others > BUSY:
-        yield f"other processes took {others:.0%} of the machine meanwhile"
+        yield f"others took {others:.0%} of the machine meanwhile: run it again on a quiet one"
 
 
 def environment() -> dict[str, Any]:

@@ -48,8 +48,8 @@ async def _read(config: Config, device: str | None) -> dict[str, Any]:
             if presence is None:
                 return {"status": "unknown"}
             state = await client.retained("state", TIMEOUT_S)
-    except LinkError as error:
-        raise fail(f"broker {config.mqtt.url}: {error}") from None
+    except (LinkError, TimeoutError) as error:
+        raise fail(f"broker {config.mqtt.url}: {str(error) or 'no answer'}") from None
     return {**presence, "state": state}
 
 

@@ -123,8 +123,8 @@ async def _submit_all(
             if any(path.suffix.lower() == ".npy" for path in paths):
                 port = _input_of(model, await client.retained("state", STATE_TIMEOUT_S))
             return await asyncio.gather(*(one(path, port) for path in paths))
-    except (LinkError, PublishRefusedError) as error:
-        raise fail(f"broker {config.mqtt.url}: {error}") from None
+    except (LinkError, PublishRefusedError, TimeoutError) as error:
+        raise fail(f"broker {config.mqtt.url}: {str(error) or 'no answer'}") from None
 
 
 def _expand(files: list[Path]) -> Iterator[Path]:
@@ -153,7 +153,7 @@ def _input_of(model: str, state: dict[str, Any] | None) -> _Input:
 
 
 def _read(path: Path, parameters: dict[str, Any], port: _Input | None) -> Submission:
-    from agent.job import make_id
+    from agent.job import ID_PATTERN, make_id
     from agent.mqtt.client import Submission
     from agent.wire import oip, tensors
 
@@ -183,8 +183,16 @@ def _read(path: Path, parameters: dict[str, Any], port: _Input | None) -> Submis
         raise fail(f"{path}: not JSON: {error}") from None
     if not isinstance(body, dict):
         raise fail(f"{path}: want an infer request, a JSON object")
-    body = {"id": job_id, **body, "parameters": {**body.get("parameters", {}), **parameters}}
-    return Submission(str(body["id"]), json.dumps(body).encode())
+    said = body.get("parameters") or {}
+    if not isinstance(said, dict):
+        raise fail(f"{path}: parameters must be a JSON object")
+    body_id = body.get("id", job_id)
+    if not isinstance(body_id, str) or not ID_PATTERN.fullmatch(body_id):
+        raise fail(f"{path}: the id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+    # The answer is to be printed: as JSON.
+    chosen = {**said, **parameters, "binary_data_output": False}
+    body = {**body, "id": body_id, "parameters": chosen}
+    return Submission(body_id, json.dumps(body).encode())
 
 
 @contextlib.contextmanager

@@ -61,12 +61,12 @@ class Client:
             LinkError: The connection ended.
             PublishRefusedError: The broker won't take the job.
         """
-        answered = asyncio.get_running_loop().create_future()
-        self._answers[submission.id] = answered
+        fresh = asyncio.get_running_loop().create_future()
+        # Two submissions under one id are one job, with one answer.
+        answered = self._answers.setdefault(submission.id, fresh)
         properties = _properties(submission) if self._v5 else None
         await self._link.publish(f"{self._root}/jobs/{model}", submission.payload, properties)
-        answer: dict[str, Any] = await answered
-        return answer
+        return await asyncio.shield(answered)
 
     async def retained(self, name: str, timeout_s: float) -> dict[str, Any] | None:
         """Give what is retained on the topic `status` or `state`; None where nothing is.

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 INTAKE = "mqtt"
 REFUSED_BACKOFF_FIRST_S = 1.0
-REFUSED_BACKOFF_LAST_S = 60.0
+REFUSED_BACKOFF_LAST_S = 16.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,11 @@ class Gateway:
     def _on_delivery(self, delivery: Delivery) -> None:
         if not self._accepting:
             return
+        if delivery.retained:
+            # Left over from some earlier day, and handed over again with each subscription.
+            self._events.emit(BadMessage("bad_request", "a retained message", delivery.topic))
+            delivery.done()
+            return
         kind, _, name = delivery.topic.removeprefix(f"{self._root}/").partition("/")
         if kind == "jobs":
             self._on_job(name, delivery)
@@ -194,7 +199,7 @@ class Gateway:
         await self._deliver(answer, *first)
 
     async def _deliver(self, answer: Answer, asker: Asker, *others: Asker) -> None:
-        """Publish until the broker has taken it, then let the deliveries be acknowledged."""
+        """Publish until the broker takes it or keeps refusing; then acknowledge the deliveries."""
         pause = REFUSED_BACKOFF_FIRST_S
         topic, correlation = asker.topic, asker.correlation
         payload, header_length = wire.encode_answer(answer, binary=asker.binary)
@@ -207,12 +212,17 @@ class Gateway:
                 if topic != self._results_topic(answer.id):
                     topic, correlation = self._results_topic(answer.id), None
                     continue
+                if pause > REFUSED_BACKOFF_LAST_S:
+                    # It keeps its place in the broker's window, and would stop all that follow.
+                    log.error("answer_given_up", job_id=answer.id, error=str(error))  # noqa: TRY400
+                    self._events.emit(BadMessage("answer_refused", str(error), topic))
+                    break
                 self._refused[answer.id] = f"answers: {error}"
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, REFUSED_BACKOFF_LAST_S)
+                pause *= 2
             else:
-                self._refused.pop(answer.id, None)
                 break
+        self._refused.pop(answer.id, None)
         for each in (asker, *others):
             each.delivery.done()
 

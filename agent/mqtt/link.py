@@ -75,12 +75,13 @@ class Delivery:
 
     __slots__ = (
         *("content_type", "correlation", "finished", "mid", "payload", "properties", "qos"),
-        *("reply", "topic", "_acknowledge"),
+        *("reply", "retained", "topic", "_acknowledge"),
     )
 
     def __init__(self, message: paho.MQTTMessage, acknowledge: Callable[[], None]) -> None:
         self.mid = message.mid
         self.qos = message.qos
+        self.retained = message.retain  # kept by the broker from before we subscribed
         self.finished = False
         self._acknowledge = acknowledge
         try:

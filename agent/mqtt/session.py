@@ -9,13 +9,22 @@ from collections.abc import Callable, Sequence
 import structlog
 from paho.mqtt.properties import Properties
 
-from agent.mqtt.link import Broker, Delivery, Link, LinkError, PublishRefusedError, Will
+from agent.mqtt.link import (
+    CONNECT_TIMEOUT_S,
+    Broker,
+    Delivery,
+    Link,
+    LinkError,
+    PublishRefusedError,
+    Will,
+)
 
 log = structlog.get_logger(__name__)
 
 BACKOFF_FIRST_S = 0.25
 BACKOFF_LAST_S = 30.0
 STABLE_AFTER_S = 10.0
+FAREWELL_TIMEOUT_S = 2.0
 
 
 class Session:
@@ -114,9 +123,10 @@ class Session:
         link = self._link
         if link is not None and self.connected:
             try:
-                await link.publish(self._will.topic, self._will.payload, retain=True)
-            except (LinkError, PublishRefusedError) as error:
-                log.warning("mqtt_farewell_failed", error=str(error))
+                async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+                    await link.publish(self._will.topic, self._will.payload, retain=True)
+            except (LinkError, PublishRefusedError, TimeoutError) as error:
+                log.warning("mqtt_farewell_failed", error=str(error) or "no PUBACK in time")
             await link.close()
 
     async def _connect_once(self) -> str:
@@ -126,7 +136,8 @@ class Session:
             # What the broker kept for us arrives before we have subscribed.
             self._link = link
             await link.subscribe(self._topics)
-            await link.publish(self._will.topic, self._birth, retain=True)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await link.publish(self._will.topic, self._birth, retain=True)
             self.trouble = None
             self._up.set()
             self._on_change(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 from agent.events import Attempted, PolicyFailed
@@ -31,8 +31,15 @@ class Decider:
         """Arm the guard; to be called from the thread that decides."""
         self._guard.install()
 
-    def decide(self, situation: Situation) -> tuple[Plan, PolicyFailed | None, float]:
+    def decide(
+        self, situation: Situation, open_names: Sequence[str]
+    ) -> tuple[Plan, PolicyFailed | None, float]:
         """Choose among the open routes, of which there is at least one.
+
+        Args:
+            situation: What the policy sees.
+            open_names: The open routes' names, kept from the policy: a hostile one may change
+                what it is shown.
 
         Returns:
             The plan, what was wrong with the policy if the static rule had to stand in, and the
@@ -44,7 +51,7 @@ class Decider:
         try:
             with self._guard.watch():
                 plan = self._policy.decide(situation)
-            trouble = _fault(plan, situation)
+            trouble = _fault(plan, open_names)
         except OverrunError as error:
             trouble = str(error)
         except Exception as error:  # noqa: BLE001 - a policy may raise anything
@@ -52,7 +59,7 @@ class Decider:
         failed = None
         if trouble is not None or plan is None:
             failed = PolicyFailed(self.name, trouble or "gave no plan")
-            plan = _static_rule(situation)
+            plan = Plan(open_names[0], Why.POLICY_FAILED)
         return plan, failed, time.perf_counter() - began
 
     def learn(self, attempt: Attempted) -> None:
@@ -73,7 +80,7 @@ class Decider:
             self._learner.learn(feedback)
 
 
-def _fault(plan: Any, situation: Situation) -> str | None:
+def _fault(plan: Any, open_names: Sequence[str]) -> str | None:
     """Tell what is wrong with what a policy gave, a stranger's included."""
     # Exactly these types: a subclass may say one thing to this check and another to the router.
     if type(plan) is not Plan:
@@ -81,8 +88,7 @@ def _fault(plan: Any, situation: Situation) -> str | None:
     why: Any = plan.why
     if not isinstance(why, Why):
         return f"gave the reason {why!r}, which is none of the words of Why"
-    names = [route.name for route in situation.open_routes]
-    if plan.route is not None and (type(plan.route) is not str or plan.route not in names):
+    if plan.route is not None and (type(plan.route) is not str or plan.route not in open_names):
         return f"took the route {plan.route!r}, which is not open"
     return _fault_in_account(plan)
 
@@ -101,8 +107,3 @@ def _fault_in_account(plan: Plan) -> str | None:
     if not isinstance(terms, tuple) or not all(isinstance(term, Term) for term in terms):
         return "gave reasons that are no tuple of Term"
     return None
-
-
-def _static_rule(situation: Situation) -> Plan:
-    route = situation.open_routes[0]
-    return replace(Plan(route.name, Why.POLICY_FAILED), expected=route.estimate)

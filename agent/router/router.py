@@ -190,7 +190,8 @@ class Router:
 
     def _decide(self, job: Job, situation: Situation, progress: _Progress) -> tuple[Plan, float]:
         decided_at = self._clock()
-        plan, failed, took_s = self._decider.decide(situation)
+        names = tuple(route.name for route in situation.open_routes)
+        plan, failed, took_s = self._decider.decide(situation, names)
         if failed is not None:
             self._events.emit(failed)
         elif progress.attempts and plan.route is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +21,7 @@ from agent.wire import oip
 from policies import api
 
 GIB = 2**30
+MAX_DIGITS = 12  # of a header's length, which no response comes near
 # What an endpoint says of a request that another try there would not change.
 REFUSALS: dict[int, ErrorCode] = {
     HTTPStatus.BAD_REQUEST: ErrorCode.BAD_REQUEST,
@@ -35,6 +37,10 @@ Label = Callable[[str, tuple[Tensor, ...]], tuple[tuple[Tensor, ...], float | No
 
 class _ErrorResponse(msgspec.Struct):
     error: str
+
+
+class _RefusedError(JobError):
+    """The endpoint is there, and refuses this request."""
 
 
 class CloudRoute:
@@ -139,42 +145,22 @@ class CloudRoute:
 
     async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         """Run the job at the endpoint; see `Route`."""
-        began = self._clock()
-        try:
-            inputs = job.inputs or await self._prepare(job, timeout_s)
-            body, headers = self._encode(job, inputs)
-        except JobError as error:
-            # An image that can't be decoded here is no better elsewhere.
-            return Outcome(error=error, queue_s=self._clock() - began, retriable=False)
         trial = self.circuit.begin()
         try:
-            return await self._run_encoded(job, body, headers, timeout_s, began, started)
+            return await self._run(job, timeout_s, started)
         finally:
             if trial:
                 self.circuit.give_up()
 
-    async def _run_encoded(
-        self,
-        job: Job,
-        body: bytes,
-        headers: dict[str, str],
-        timeout_s: float,
-        began: float,
-        started: Callable[[], None],
-    ) -> Outcome:
-        self._waiting += 1
+    async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+        began = self._clock()
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            busy = JobError(
-                ErrorCode.ENDPOINT_ERROR,
-                f"endpoint '{self.endpoint}' has max_in_flight = "
-                f"{self._settings.max_in_flight} requests under way",
-            )
-            return Outcome(error=busy, queue_s=self._clock() - began)
-        finally:
-            self._waiting -= 1
+            body, headers = self._encode(job, job.inputs or await self._prepare(job, timeout_s))
+            await self._wait_for_slot(timeout_s - (self._clock() - began))
+        except JobError as error:
+            # An image that can't be decoded here is no better elsewhere.
+            retriable = error.code not in (ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE)
+            return Outcome(error=error, queue_s=self._clock() - began, retriable=retriable)
         running = self._clock()
         started()
         self._running += 1
@@ -184,6 +170,20 @@ class CloudRoute:
             self._running -= 1
             self._slots.release()
         return replace(outcome, queue_s=running - began, run_s=self._clock() - running)
+
+    async def _wait_for_slot(self, timeout_s: float) -> None:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise JobError(
+                ErrorCode.ENDPOINT_ERROR,
+                f"endpoint '{self.endpoint}' has max_in_flight = "
+                f"{self._settings.max_in_flight} requests under way",
+            ) from None
+        finally:
+            self._waiting -= 1
 
     async def _request(
         self, job: Job, body: bytes, headers: dict[str, str], left_s: float
@@ -208,7 +208,7 @@ class CloudRoute:
 
     def _judge(self, error: JobError, took_s: float, *, late: bool = False) -> None:
         """Hold a failure against the endpoint where it is the endpoint's."""
-        if error.code is not ErrorCode.ENDPOINT_ERROR:
+        if error.code is not ErrorCode.ENDPOINT_ERROR or isinstance(error, _RefusedError):
             self.circuit.succeed()
         elif not late or took_s >= min(FAIR_TIME_S, self._settings.timeout_s) * 0.99:
             self.circuit.fail(error.message)
@@ -240,7 +240,10 @@ class CloudRoute:
     ) -> tuple[int, bytes, int | None]:
         assert self._session is not None, "the route is not started"
         timeout = aiohttp.ClientTimeout(
-            total=max(timeout_s, 0.001), connect=self._settings.connect_timeout_s
+            total=max(timeout_s, 0.001),
+            connect=self._settings.connect_timeout_s,
+            # By default longer times are rounded up to whole seconds: too late for a deadline.
+            ceil_threshold=math.inf,
         )
         async with self._session.post(
             self._urls[model], data=body, headers=headers, timeout=timeout, allow_redirects=False
@@ -255,7 +258,11 @@ class CloudRoute:
                         f"{self._max_response_bytes} bytes",
                     )
             length = response.headers.get(oip.HEADER_LENGTH_HTTP, "")
-            return response.status, bytes(answer), int(length) if length.isdecimal() else None
+            return (
+                response.status,
+                bytes(answer),
+                int(length) if length.isdecimal() and len(length) < MAX_DIGITS else None,
+            )
 
     def _take(self, status: int, answer: bytes, header_length: int | None) -> tuple[Tensor, ...]:
         if status == HTTPStatus.OK:
@@ -266,7 +273,10 @@ class CloudRoute:
                     ErrorCode.ENDPOINT_ERROR,
                     f"endpoint '{self.endpoint}': its response can't be used: {error.message}",
                 ) from None
-        raise JobError(
+        # It may refuse one model, or our token, and be well; too many requests is its own trouble.
+        refused = 400 <= status < 500 and status != HTTPStatus.TOO_MANY_REQUESTS  # noqa: PLR2004
+        kind = _RefusedError if refused else JobError
+        raise kind(
             REFUSALS.get(status, ErrorCode.ENDPOINT_ERROR),
             f"endpoint '{self.endpoint}' answered with status {status}{_said(answer)}",
         )

@@ -96,6 +96,7 @@ class Model:
         if self._spec.stateful:
             self._interpreter = self._load()
         try:
+            self._resize(inputs)
             for port in self._inputs:
                 self._set(port, inputs[port.name])
             self._interpreter.invoke()
@@ -109,12 +110,17 @@ class Model:
             ) from None
         return results
 
+    def _resize(self, inputs: Mapping[str, Array]) -> None:
+        # All before any is set: allocating anew may move what has been set.
+        open_ports = [port for port in self._inputs if -1 in port.shape]
+        for port in open_ports:
+            self._interpreter.resize_tensor_input(port.index, inputs[port.name].shape)
+        if open_ports:
+            self._interpreter.allocate_tensors()
+
     def _set(self, port: _Port, values: Array) -> None:
         if port.scale and values.dtype == np.float32 and port.dtype != np.float32:
             values = port.quantise(values)
-        if -1 in port.shape:
-            self._interpreter.resize_tensor_input(port.index, values.shape)
-            self._interpreter.allocate_tensors()
         self._interpreter.set_tensor(port.index, values)
 
     def _load(self) -> Any:

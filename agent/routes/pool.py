@@ -150,6 +150,10 @@ class WorkerPool:
             if not worker.has_room(SHORT_RUN_S):
                 # While the queue was empty a run has turned out to be long.
                 self._queue.put_nowait(waiting)
+            elif self._reviving[worker].locked():
+                self._queue.put_nowait(waiting)
+                async with self._reviving[worker]:
+                    pass
             elif not waiting.result.done():
                 run = asyncio.create_task(self._run(worker, worker.take_slot(), waiting))
                 self._runs.add(run)

@@ -57,24 +57,28 @@ class Worker:
     def answer(self, request: Request) -> Reply:
         """Carry out one request. A job's failure is an answer, not an exception."""
         try:
-            match request:
-                case Load(spec):
-                    return self._load(spec)
-                case Run(slot, name, placed):
-                    arena = self._arenas[slot]
-                    return self._run(arena, name, {p.name: _take(arena, p) for p in placed})
-                case RunImage(slot, name, size):
-                    arena = self._arenas[slot]
-                    spec, model = self._model(name)
-                    assert spec.image is not None
-                    encoded = arena.read(0, size)
-                    return self._run(arena, name, _image(model, spec.image, encoded))
-                case Prepare(slot, name, size, settings):
-                    return self._prepare(self._arenas[slot], name, settings, size)
+            return self._carry_out(request)
         except JobError as error:
             return Failed(error.code.value, error.message)
         except MemoryError:
             return Failed(ErrorCode.MODEL_ERROR.value, "the worker ran out of memory")
+        except Exception as error:  # noqa: BLE001 - one request's failure is not the worker's
+            return Failed(ErrorCode.MODEL_ERROR.value, f"{type(error).__name__}: {error}")
+
+    def _carry_out(self, request: Request) -> Reply:
+        match request:
+            case Load(spec):
+                return self._load(spec)
+            case Run(slot, name, placed):
+                arena = self._arenas[slot]
+                return self._run(arena, name, {p.name: _take(arena, p) for p in placed})
+            case RunImage(slot, name, size):
+                arena = self._arenas[slot]
+                spec, model = self._model(name)
+                assert spec.image is not None
+                return self._run(arena, name, _image(model, spec.image, arena.read(0, size)))
+            case Prepare(slot, name, size, settings):
+                return self._prepare(self._arenas[slot], name, settings, size)
 
     def _model(self, name: str) -> tuple[ModelSpec, Model]:
         if name not in self._models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -27,11 +28,12 @@ JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 IMAGE_TYPES = ("image/jpeg", "image/png")
 IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+ID_NEAR_START = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._:-]{1,128})"')
 MAX_DEADLINE_MS = 31 * 24 * 3600 * 1000
 
 
 class JobParameters(msgspec.Struct):
-    """The parameters of a job that Edgewise knows; others are left to the endpoints."""
+    """The parameters of a job that Edgewise knows; others are ignored."""
 
     deadline_ms: Annotated[float, msgspec.Meta(gt=0, le=MAX_DEADLINE_MS)] | None = None
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
@@ -78,8 +80,8 @@ def decode_job(
     """
     job_id: str | None = None
     try:
-        job_id = _checked_id(message.properties.get("id"))
         if len(message.payload) > max_bytes:
+            job_id = _id_of_oversize(message)
             raise JobError(
                 ErrorCode.TOO_LARGE,
                 f"the payload has {len(message.payload)} bytes, limits.max_payload_bytes is "
@@ -88,18 +90,19 @@ def decode_job(
         if is_image(message):
             inputs: tuple[Tensor, ...] = ()
             names: tuple[str, ...] = ()
+            job_id = _checked_id(message.properties.get("id"))
             parameters = _image_parameters(message.properties)
         else:
             header, raw = _split(message)
             request = _decode_header(header)
-            job_id = _checked_id(request.id) or job_id
+            job_id = _checked_id(request.id) or _checked_id(message.properties.get("id"))
             parameters = _convert(request.parameters or {}, strict=True)
             inputs = oip.take_tensors(request.inputs, raw)
             names = tuple(output.name for output in request.outputs or ())
     except _HeaderError as error:
-        raise RejectedJobError(error, error.id or job_id) from None
+        raise RejectedJobError(error, error.id or _id_property(message)) from None
     except JobError as error:
-        raise RejectedJobError(error, job_id) from None
+        raise RejectedJobError(error, job_id or _id_property(message)) from None
     deadline_ms = parameters.deadline_ms
     return Job(
         id=job_id or make_id(),
@@ -110,7 +113,8 @@ def decode_job(
         outputs=names,
         image=message.payload if is_image(message) else None,
         priority=parameters.priority,
-        private=parameters.privacy == "device",
+        # Said in either place it holds: privacy fails closed.
+        private="device" in (parameters.privacy, message.properties.get("privacy")),
         placement=parameters.placement,
         endpoint=parameters.endpoint,
         max_cost=parameters.max_cost,
@@ -172,6 +176,19 @@ def _decode_header(header: bytes) -> oip.InferRequest:
         return oip.decode_request(header)
     except JobError as error:
         raise _HeaderError(error, _id_of_malformed(header)) from None
+
+
+def _id_property(message: Message) -> str | None:
+    job_id = message.properties.get("id", "")
+    return job_id if ID_PATTERN.fullmatch(job_id) else None
+
+
+def _id_of_oversize(message: Message) -> str | None:
+    # Not decoded, only looked at: the id stands near the beginning or is not worth a search.
+    told = message.properties.get("id", "").encode()
+    found = None if told else ID_NEAR_START.search(message.payload[:4096])
+    job_id = (found[1] if found else told).decode("ascii", "replace")
+    return job_id if ID_PATTERN.fullmatch(job_id) else None
 
 
 def _id_of_malformed(header: bytes) -> str | None:

@@ -203,3 +203,17 @@ async def test_a_doubtful_answer_is_better_than_none(
     assert digits.read(answer) == "3"
     assert answer["parameters"]["route"] == "local"
     assert answer["parameters"]["total_ms"] < DEADLINE_MS + SLACK_MS
+
+
+async def test_a_long_deadline_is_kept_to_the_same_fraction_of_a_second(
+    serve, configure, program, digits, cloud
+):
+    # aiohttp rounds timeouts of 5 s and more up to whole seconds unless told not to.
+    cloud.behaviour = "hang"
+    await serve(configure(cloud=cloud))
+    await program.submit(
+        "digits", digits.job("patient", placement="prefer_cloud", deadline_ms=5300)
+    )
+    answer = await program.answer("patient")
+    assert answer["parameters"]["route"] == "local"
+    assert answer["parameters"]["total_ms"] < 5300

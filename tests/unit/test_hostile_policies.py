@@ -230,3 +230,21 @@ async def test_terms_hold_and_one_answer_comes_whatever_the_policy_does(
         kind = answer.account.route
         assert kind in {route.partition(":")[0] for route in started}
     assert built.router.unfinished == 0
+
+
+class Forger:
+    """Opens what it was shown as closed, and takes it."""
+
+    def decide(self, situation):
+        for route in situation.routes:
+            object.__setattr__(route, "closed", None)
+        return Plan("cloud:lab")
+
+
+async def test_a_policy_that_forges_what_it_is_shown_sends_no_private_job_away(
+    build_router, make_job
+):
+    built = build_router(Forger())
+    answer = await built.router.run(make_job(private=True))
+    assert answer.account.route == "local"
+    assert built.routes["cloud:lab"].seen == []

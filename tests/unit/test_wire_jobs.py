@@ -256,3 +256,23 @@ def test_a_job_survives_its_wire_form(values, binary):
     payload, length = oip.encode({"id": "j1"}, "inputs", [tensor], binary=binary)
     properties = {} if length is None else {LENGTH: str(length)}
     assert decode(payload, **properties).inputs == (tensor,)
+
+
+def test_privacy_holds_wherever_it_was_said():
+    body = b'{"id": "p", "inputs": [], "parameters": {"privacy": "any"}}'
+    message = Message(body, properties={"privacy": "device"})
+    job = decode_job("m", message, now=0.0, default_deadline_s=1.0, max_bytes=1000)
+    assert job.private
+
+
+def test_an_oversize_payload_is_answered_under_the_id_near_its_beginning():
+    message = Message(b'{"id": "big-1", "inputs": [' + b" " * 100)
+    with pytest.raises(RejectedJobError) as refused:
+        decode_job("m", message, now=0.0, default_deadline_s=1.0, max_bytes=50)
+    assert (refused.value.id, refused.value.code.value) == ("big-1", "too_large")
+
+
+def test_the_bodys_id_goes_before_a_property_that_is_no_id():
+    message = Message(b'{"id": "good", "inputs": []}', properties={"id": "not/good"})
+    job = decode_job("m", message, now=0.0, default_deadline_s=1.0, max_bytes=1000)
+    assert job.id == "good"
