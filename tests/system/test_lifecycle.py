@@ -2,6 +2,7 @@
 
 import json
 import os
+import os
 import signal
 import socket
 
@@ -168,3 +169,16 @@ async def test_logs_are_json_with_one_line_for_each_answer(
     assert line["job_id"] == "noted"
     assert line["route"] == answer["parameters"]["route"]
     assert json.dumps(line)
+
+
+async def test_a_broker_that_hangs_does_not_keep_the_daemon_from_ending(
+    start_daemon, configure, start_broker
+):
+    broker = start_broker()
+    daemon = await start_daemon(configure(at=broker))
+    os.kill(broker._process.pid, signal.SIGSTOP)
+    try:
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+    finally:
+        os.kill(broker._process.pid, signal.SIGCONT)

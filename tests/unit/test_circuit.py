@@ -176,3 +176,14 @@ async def test_a_cancelled_trial_lets_another_go(opened, make_job):
         await task
     assert opened.route.closed_for(make_job()) is None
     assert (opened.route.waiting, opened.route.running) == (0, 0)
+
+
+async def test_a_model_that_the_endpoint_lacks_does_not_close_the_endpoint(
+    clock, monkeypatch, make_job
+):
+    endpoint = Endpoint(clock, monkeypatch)
+    for _ in range(OPENS_AFTER + 1):
+        task, ended = await endpoint.send(make_job())
+        ended.set_result((404, b'{"error": "no such model"}', None))
+        assert (await task).error.code is ErrorCode.ENDPOINT_ERROR
+    assert endpoint.route.closed_for(make_job()) is None
