@@ -9,6 +9,7 @@ memory are inherited descriptors.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import resource
 import signal
 import socket
@@ -23,7 +24,6 @@ import numpy.typing as npt
 
 from agent.config import ImageInput
 from agent.job import ErrorCode, JobError
-from agent.routes import images
 from agent.routes.interpreter import Model
 from agent.routes.messages import (
     MAX_MESSAGE_BYTES,
@@ -95,6 +95,8 @@ class Worker:
         began = time.perf_counter()
         model.run(zeros)
         run_s = time.perf_counter() - began
+        if spec.image is not None:
+            importlib.import_module("agent.routes.images")  # now, rather than in the first job
         self._models[spec.name] = (spec, model)
         return Loaded(model.inputs, model.outputs, run_s)
 
@@ -114,7 +116,7 @@ class Worker:
             assert settings.size is not None
             width, height = settings.size
             channels = 1 if settings.color == "grey" else 3
-            prepared = {"image": images.prepare(encoded, settings, height, width, channels)}
+            prepared = {"image": _decode(encoded, settings, height, width, channels)}
         return Done(_place(arena, prepared), time.perf_counter() - began)
 
 
@@ -132,10 +134,17 @@ def _image(model: Model, settings: ImageInput, encoded: bytes) -> dict[str, Arra
         raise JobError(
             ErrorCode.MODEL_ERROR, "the model takes images of any size: set preprocess.size"
         )
-    prepared = images.prepare(encoded, settings, height, width, channels)
+    prepared = _decode(encoded, settings, height, width, channels)
     if port.datatype != "FP32" and not port.quantised:
         prepared = prepared.astype(NUMPY_DTYPES[port.datatype])
     return {port.name: prepared}
+
+
+def _decode(encoded: bytes, settings: ImageInput, height: int, width: int, channels: int) -> Array:
+    # Workers whose models take tensors only are spared the memory of the decoders.
+    from agent.routes import images  # noqa: PLC0415
+
+    return images.prepare(encoded, settings, height, width, channels)
 
 
 def _take(arena: Arena, placed: Placed) -> Array:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import os
 import signal
 import socket
 
@@ -175,7 +174,7 @@ async def test_a_broker_that_hangs_does_not_keep_the_daemon_from_ending(
     start_daemon, configure, start_broker
 ):
     broker = start_broker()
-    daemon = await start_daemon(configure(at=broker))
+    daemon = await start_daemon(configure(at=broker), heard_by=None)
     os.kill(broker._process.pid, signal.SIGSTOP)
     try:
         daemon.signal(signal.SIGTERM)
