@@ -108,7 +108,8 @@ class WorkerProcess:
             descriptors = (theirs.fileno(), *(arena.descriptor for arena in self._arenas))
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [
-                    *(sys.executable, "-m", "agent.routes.worker", str(self._memory_mb)),
+                    # -P: nothing that lies in the current folder is imported in our place.
+                    *(sys.executable, "-P", "-m", "agent.routes.worker", str(self._memory_mb)),
                     *(str(number) for number in descriptors),
                 ],
                 pass_fds=descriptors,
