@@ -81,7 +81,7 @@ def decode_job(
     job_id: str | None = None
     try:
         if len(message.payload) > max_bytes:
-            job_id = _id_of_oversize(message)
+            job_id = _id_of_oversize(message.payload)
             raise JobError(
                 ErrorCode.TOO_LARGE,
                 f"the payload has {len(message.payload)} bytes, limits.max_payload_bytes is "
@@ -183,12 +183,10 @@ def _id_property(message: Message) -> str | None:
     return job_id if ID_PATTERN.fullmatch(job_id) else None
 
 
-def _id_of_oversize(message: Message) -> str | None:
+def _id_of_oversize(payload: bytes) -> str | None:
     # Not decoded, only looked at: the id stands near the beginning or is not worth a search.
-    told = message.properties.get("id", "").encode()
-    found = None if told else ID_NEAR_START.search(message.payload[:4096])
-    job_id = (found[1] if found else told).decode("ascii", "replace")
-    return job_id if ID_PATTERN.fullmatch(job_id) else None
+    found = ID_NEAR_START.search(payload[:4096])
+    return None if found is None else found[1].decode("ascii")
 
 
 def _id_of_malformed(header: bytes) -> str | None:
