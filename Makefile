@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
 	@echo "make bench   compare with a bare loop (needs mosquitto)"
+	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
 	@echo "make clean   remove the virtual environment and caches"
 
 .venv/bin/python:
@@ -43,6 +44,9 @@ format: .venv/.lint
 
 bench: .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)
+
+chaos: .venv/.test
+	@$(BIN)/python chaos/run.py $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

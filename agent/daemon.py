@@ -7,37 +7,41 @@ import contextlib
 import os
 import signal
 import ssl
-import time
-from collections.abc import Iterable
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 
+from agent import gauges, plugins, systemd
 from agent import log as logs
-from agent import plugins, systemd
 from agent.config import Config, ConfigError, read_secret, split_listen
+from agent.decisions import DecisionLog
 from agent.estimate import Estimates
 from agent.events import Attempted, Events
+from agent.lifecycle import Lifecycle
 from agent.metrics import Metrics
+from agent.mqtt.address import broker
 from agent.mqtt.gateway import Gateway
-from agent.mqtt.link import Broker
 from agent.router.decider import Decider
 from agent.router.router import Router
 from agent.routes import Route
 from agent.routes.cloud import CloudRoute
 from agent.routes.local import LocalRoute
 from agent.sensors.sampler import Sampler
-from agent.store import Store
+from agent.store import LockedError, Store
 from agent.web import Web
 from policies import api
 
 log = structlog.get_logger(__name__)
 
-SHUTDOWN_GRACE_S = 10.0
 BROKER_WAIT_S = 5.0
-PORT_MQTT = 1883
-PORT_MQTTS = 8883
+# After a reload the routes that were replaced end what they have begun.
+RETIRE_WITHIN_S = 60.0
+RETIRE_CHECK_S = 0.1
+# What a reload can't change: these are opened once.
+FIXED = ("device", "mqtt", "http", "log", "store")
 
 
 class StartError(Exception):
@@ -47,32 +51,24 @@ class StartError(Exception):
 class Daemon:
     """One running Edgewise."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
         """Wire everything up; nothing is started or opened yet.
+
+        Args:
+            config: The configuration.
+            load: Reads it anew, for a reload.
 
         Raises:
             ConfigError: A file or policy that the configuration names can't be used.
         """
         events = Events()
         self.config = config
+        self._load = load
         self.metrics = Metrics(config.models)
         self.estimates = Estimates(config.local.workers)
         self.sampler = Sampler(config.device, config.endpoints)
-        self.local = LocalRoute(
-            config.local, config.models, on_restart=self.metrics.worker_restarted
-        )
-        self.clouds = [
-            CloudRoute(
-                name,
-                endpoint,
-                config.models,
-                prepare=self.local.prepare,
-                label=self.local.label,
-                max_response_bytes=config.limits.max_payload_bytes,
-            )
-            for name, endpoint in config.endpoints.items()
-        ]
-        self.decider = Decider(plugins.load(config.policy), config.policy.timeout_ms / 1000)
+        self.local, self.clouds = self._make_routes(config)
+        self.decider = _decider(config)
         self.router = Router(
             (self.local, *self.clouds),
             config.models,
@@ -81,19 +77,21 @@ class Daemon:
             sampler=self.sampler,
             events=events,
             power=config.energy,
-            max_jobs=config.limits.max_waiting_jobs,
         )
-        self.store = Store(config.limits.result_ttl_s, time.monotonic)
+        self.store = Store(
+            Path(config.device.state_dir), config.store, config.limits.result_ttl_s, events
+        )
+        self.lifecycle = Lifecycle(self.router, self.store, events, config.limits)
         self.gateway = Gateway(
             broker(config),
             config.device.id,
-            router=self.router,
-            store=self.store,
+            lifecycle=self.lifecycle,
             events=events,
             limits=config.limits,
             reply_topics=config.mqtt.reply_topics,
             state=self.state,
             state_interval_s=config.device.state_interval_s,
+            control=self.control,
         )
         host, port = split_listen(config.http.listen)
         token_file = config.http.token_file
@@ -105,16 +103,22 @@ class Daemon:
             token=None if token_file is None else read_secret(token_file, "http.token_file"),
         )
         self._started = False
+        self._reloading = asyncio.Lock()
+        self._background: set[asyncio.Task[Any]] = set()
+        self.store.on_works = self.gateway.take_held
         self.metrics.observe(events)
         logs.observe(events)
+        DecisionLog(self.store, self.gateway.publish_decision).observe(events)
         events.subscribe(Attempted, self.estimates.learn)
-        events.subscribe(Attempted, self.decider.learn)
-        self._add_gauges()
+        events.subscribe(Attempted, self.router.learn)
+        gauges.add(self.metrics, self, self.gateway.session)
 
     def not_ready(self) -> str | None:
         """Give the reason why jobs can't be served now, or None."""
         if not self._started:
             return "starting"
+        if self.store.trouble is not None:
+            return f"store: {self.store.trouble}"
         if self.gateway.trouble is not None:
             return self.gateway.trouble
         if self.local.refused:
@@ -124,6 +128,8 @@ class Daemon:
     def state(self) -> dict[str, Any]:
         """Give the readings, each route's estimates, and what the local models take."""
         state = self.router.state()
+        state["paused"] = self.lifecycle.paused
+        state["jobs"] = {"unfinished": self.lifecycle.unfinished, "stored": self.store.counts}
         for model, loaded in self.local.loaded.items():
             state["models"][model]["inputs"] = [
                 {"name": port.name, "datatype": port.datatype, "shape": port.shape}
@@ -131,14 +137,39 @@ class Daemon:
             ]
         return state
 
+    async def control(self, command: str, _payload: bytes) -> dict[str, Any]:
+        """Carry out a command of `control/{command}`; the reply says whether it was."""
+        if command == "pause":
+            self.lifecycle.pause()
+        elif command == "resume":
+            self.lifecycle.resume()
+        elif command == "reload":
+            try:
+                later = await self.reload()
+            except ConfigError as error:
+                return {"ok": False, "error": str(error)}
+            if later:
+                return {"ok": True, "restart_needed_for": later}
+        else:
+            known = "pause, resume, reload"
+            return {"ok": False, "error": f"unknown command '{command[:64]}', known: {known}"}
+        return {"ok": True}
+
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
 
         Raises:
-            StartError: A port is taken, or a file can't be read.
+            StartError: The state directory or a port is taken, or a file can't be read.
         """
         stopping = asyncio.Event()
         self._handle_signals(stopping)
+        try:
+            self.store.lock()
+        except LockedError as error:
+            raise StartError(f"device.state_dir: {error}") from None
+        except OSError as error:
+            folder = self.config.device.state_dir
+            raise StartError(f"device.state_dir = {folder}: {error.strerror or error}") from None
         self.decider.start()
         try:
             await self.web.start()
@@ -149,15 +180,80 @@ class Daemon:
             await self._serve(stopping)
         finally:
             systemd.notify("STOPPING=1")
-            await self.local.stop()
-            for cloud in self.clouds:
-                await cloud.stop()
+            for task in self._background:
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
+            await _stop(self.local, self.clouds)
             await self.web.stop()
+            await self.store.close()
             log.info("stopped")
+
+    async def reload(self) -> list[str]:
+        """Read the configuration anew and go by it; give what takes a restart to change.
+
+        Raises:
+            ConfigError: It can't be used, and nothing has changed.
+        """
+        async with self._reloading:
+            systemd.notify_reloading()
+            try:
+                return await self._reload()
+            finally:
+                systemd.notify("READY=1")
+
+    async def _reload(self) -> list[str]:
+        old = self.config
+        new = await asyncio.to_thread(self._load)
+        decider = self.decider if new.policy == old.policy else _decider(new)
+        if any(
+            getattr(new, part) != getattr(old, part) for part in ("models", "endpoints", "local")
+        ):
+            await self._change_routes(new)
+        if decider is not self.decider:
+            decider.start()
+            self.decider = decider
+        self.router.use(self.decider, new.energy)
+        self.lifecycle.use_limits(new.limits)
+        self.gateway.limits = new.limits
+        self.store.use_ttl(new.limits.result_ttl_s)
+        later = [part for part in FIXED if getattr(new, part) != getattr(old, part)]
+        kept = {part: getattr(old, part) for part in FIXED}
+        self.config = msgspec.structs.replace(new, **kept)
+        log.info("reloaded", policy=self.decider.name, restart_needed_for=later)
+        return later
+
+    async def _change_routes(self, config: Config) -> None:
+        local, clouds = self._make_routes(config)
+        try:
+            await _start(local, clouds)
+            known = set(self.local.refused.items())
+            for model, reason in local.refused.items():
+                if (model, reason) not in known:
+                    raise ConfigError("models", f"models.{model}", reason)
+        except StartError as error:
+            await _stop(local, clouds)
+            raise ConfigError("endpoints", "", str(error)) from None
+        except BaseException:
+            await _stop(local, clouds)
+            raise
+        before = self.local, self.clouds
+        self.local, self.clouds = local, clouds
+        self._warm_up()
+        self.metrics.use_models(config.models)
+        self.sampler.use_endpoints(config.endpoints)
+        self.estimates.use_workers(config.local.workers)
+        self.router.use_routes((local, *clouds), config.models)
+        self._in_background(_retire(*before))
+
+    async def _reload_on_signal(self) -> None:
+        try:
+            await self.reload()
+        except ConfigError as error:
+            log.error("reload_refused", error=str(error))  # noqa: TRY400 - the line says it all
 
     async def _serve(self, stopping: asyncio.Event) -> None:
         stop = asyncio.create_task(stopping.wait())
-        opening = asyncio.create_task(self._open_routes())
+        opening = asyncio.create_task(self._open())
         await asyncio.wait((opening, stop), return_when=asyncio.FIRST_COMPLETED)
         if not opening.done():
             opening.cancel()
@@ -167,6 +263,7 @@ class Daemon:
         services = [
             asyncio.create_task(self.sampler.run(), name="sampler"),
             asyncio.create_task(self.gateway.run(), name="gateway"),
+            asyncio.create_task(self.lifecycle.run(), name="lifecycle"),
         ]
         interval_s = systemd.watchdog_interval_s()
         if interval_s is not None:
@@ -184,129 +281,93 @@ class Daemon:
                 if service.done():
                     service.result()
                     raise RuntimeError(f"{service.get_name()} ended by itself")
-            log.info("stopping", unfinished=self.router.unfinished)
-            await self.gateway.drain(SHUTDOWN_GRACE_S)
+            log.info("stopping", unfinished=self.lifecycle.unfinished)
+            await self.gateway.drain(self.config.limits.shutdown_grace_s)
         finally:
             tasks = (*services, stop, subscribed)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _open_routes(self) -> None:
-        for cloud in self.clouds:
-            try:
-                await cloud.start()
-            except (OSError, ssl.SSLError) as error:
-                raise StartError(f"endpoint '{cloud.endpoint}': ca_file: {error}") from None
-        await self.local.start()
-        for model, loaded in self.local.loaded.items():
-            self.estimates.warm(model, api.LOCAL, loaded.run_s)
+    async def _open(self) -> None:
+        await self.store.start()
+        await _start(self.local, self.clouds)
+        self._warm_up()
         for model, reason in self.local.refused.items():
             log.error("model_refused", model=model, reason=reason)
         self._started = True
 
+    def _warm_up(self) -> None:
+        for model, loaded in self.local.loaded.items():
+            self.estimates.warm(model, api.LOCAL, loaded.run_s)
+
+    def _make_routes(self, config: Config) -> tuple[LocalRoute, list[CloudRoute]]:
+        local = LocalRoute(config.local, config.models, on_restart=self.metrics.worker_restarted)
+        clouds = [
+            CloudRoute(
+                name,
+                endpoint,
+                config.models,
+                prepare=local.prepare,
+                label=local.label,
+                max_response_bytes=config.limits.max_payload_bytes,
+            )
+            for name, endpoint in config.endpoints.items()
+        ]
+        return local, clouds
+
     def _handle_signals(self, stopping: asyncio.Event) -> None:
-        def on_signal() -> None:
+        def on_stop() -> None:
             if stopping.is_set():
-                # Asked twice: nothing is lost, unanswered jobs are not acknowledged.
+                # Asked twice. Nothing is lost: what is not published is on disk, or unacknowledged.
                 os._exit(0)
             stopping.set()
 
+        def on_hangup() -> None:
+            if self._started:
+                self._in_background(self._reload_on_signal())
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+            loop.add_signal_handler(number, on_stop)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
 
-    def _add_gauges(self) -> None:
-        gauge = self.metrics.gauge
-        routes: tuple[Route, ...] = (self.local, *self.clouds)
-
-        def of_device(field: str) -> Iterable[tuple[tuple[str, ...], float]]:
-            value = getattr(self.sampler.device, field)
-            return [] if value is None else [((), float(value))]
-
-        for name, field, text in (
-            ("edgewise_battery_charge_ratio", "battery_charge_ratio", "Charge of the batteries."),
-            ("edgewise_battery_discharging", "battery_discharging", "1 while on battery."),
-            ("edgewise_cpu_utilization_ratio", "cpu_utilization_ratio", "Busy share of all cores."),
-            ("edgewise_network_up", "network_up", "1 while any endpoint can be reached."),
-        ):
-            gauge(name, text, (), lambda field=field: of_device(field))  # type: ignore[misc]
-        gauge(
-            "edgewise_jobs_waiting",
-            "Jobs that wait for a route.",
-            (),
-            lambda: [((), float(sum(route.waiting for route in routes)))],
-        )
-        gauge(
-            "edgewise_jobs_running",
-            "Jobs that run on a route.",
-            ("route",),
-            lambda: [
-                ((kind,), float(sum(route.running for route in routes if route.kind == kind)))
-                for kind in (api.LOCAL, api.CLOUD)
-            ],
-        )
-        gauge(
-            "edgewise_network_rtt_seconds",
-            "Round trip to an endpoint, by a TCP handshake.",
-            ("endpoint",),
-            lambda: [
-                ((cloud.endpoint,), reach.rtt_s)
-                for cloud in self.clouds
-                if (reach := self.sampler.reach(cloud.endpoint)) and reach.rtt_s is not None
-            ],
-        )
-        gauge(
-            "edgewise_endpoint_circuit_open",
-            "1 while an endpoint is left alone after repeated failures.",
-            ("endpoint",),
-            lambda: [((cloud.endpoint,), float(cloud.circuit.is_open)) for cloud in self.clouds],
-        )
-        gauge(
-            "edgewise_mqtt_connected",
-            "1 while connected to the broker and subscribed.",
-            (),
-            lambda: [((), float(self.gateway.session.connected))],
-        )
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
 
-def broker(config: Config, *, client_id: str | None = None) -> Broker:
-    """Say where the broker is and how to log in.
-
-    Args:
-        config: The configuration.
-        client_id: For a client that keeps no session; by default the daemon's own.
-
-    Raises:
-        ConfigError: The password or a TLS file can't be read.
-    """
-    settings = config.mqtt
-    url = urlsplit(settings.url)
-    assert url.hostname is not None
-    secure = url.scheme == "mqtts"
-    return Broker(
-        host=url.hostname,
-        port=url.port or (PORT_MQTTS if secure else PORT_MQTT),
-        client_id=client_id or f"edgewise-{config.device.id}",
-        v5=settings.protocol == "5",
-        username=settings.username,
-        password=None
-        if settings.password_file is None
-        else read_secret(settings.password_file, "mqtt.password_file"),
-        tls=_tls(config) if secure else None,
-        persistent=client_id is None,
-    )
+async def _start(local: LocalRoute, clouds: list[CloudRoute]) -> None:
+    for cloud in clouds:
+        try:
+            await cloud.start()
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"endpoint '{cloud.endpoint}': ca_file: {error}") from None
+    await local.start()
 
 
-def _tls(config: Config) -> ssl.SSLContext:
-    settings = config.mqtt
+async def _stop(local: LocalRoute, clouds: list[CloudRoute]) -> None:
+    await local.stop()
+    for cloud in clouds:
+        await cloud.stop()
+
+
+async def _retire(local: LocalRoute, clouds: list[CloudRoute]) -> None:
+    """Stop routes that get no more jobs, once they have ended what they had begun."""
     try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        if settings.cert_file is not None:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError("mqtt", "mqtt.ca_file, cert_file, key_file", str(error)) from None
-    return context
+        async with asyncio.timeout(RETIRE_WITHIN_S):
+            routes: tuple[Route, ...] = (local, *clouds)
+            while any(route.waiting or route.running for route in routes):  # noqa: ASYNC110 - rare
+                await asyncio.sleep(RETIRE_CHECK_S)
+    except TimeoutError:
+        log.warning("routes_cut_off", after_s=RETIRE_WITHIN_S)
+    finally:
+        await _stop(local, clouds)
+
+
+def _decider(config: Config) -> Decider:
+    return Decider(plugins.load(config.policy), config.policy.timeout_ms / 1000)
 
 
 async def _feed_watchdog(interval_s: float) -> None:
@@ -315,8 +376,8 @@ async def _feed_watchdog(interval_s: float) -> None:
         await asyncio.sleep(interval_s)
 
 
-def run(config: Config) -> None:
-    """Run the daemon until it is told to stop.
+def run(config: Config, load: Callable[[], Config]) -> None:
+    """Run the daemon until it is told to stop; `load` reads its configuration anew.
 
     Raises:
         ConfigError: The configuration can't be used.
@@ -325,7 +386,7 @@ def run(config: Config) -> None:
     logs.configure(config.log.level, config.log.format)
 
     async def main() -> None:
-        await Daemon(config).run()
+        await Daemon(config, load).run()
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(main())

@@ -59,6 +59,10 @@ class Estimates:
         self._known: dict[tuple[str, str], _RouteModel] = {}
         self._workers = local_workers
 
+    def use_workers(self, local_workers: int) -> None:
+        """Go by this many workers from now on."""
+        self._workers = local_workers
+
     def warm(self, model: str, route: str, run_s: float) -> None:
         """Take in a first run that no job has waited for."""
         self._of(model, route).run_s.update(run_s)

@@ -34,6 +34,13 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job that came in has found room."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """A policy chose; the plan is carried out next."""
 
@@ -80,6 +87,22 @@ class Retrying:
     job: Job
     route: str
     reason: str  # an error code, or "escalated"
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """No route is open; the job waits, on disk."""
+
+    job: Job
+    reason: str  # one clear sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The store wrote a batch."""
+
+    rows: int
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,13 @@ class ErrorCode(enum.StrEnum):
 class JobError(Exception):
     """A job's failure: a code, and one clear sentence for the requester."""
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(
+        self, code: ErrorCode, message: str, *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retry_after_s = retry_after_s  # when the same job may be worth another try
 
 
 # Open Inference Protocol v2 datatypes, and bytes per element. BYTES has no fixed size: each
@@ -94,11 +97,21 @@ class Job:
     min_confidence: float | None = None  # below it a local answer is escalated
     deferrable: bool = False  # may wait for better conditions until its deadline
     binary_output: bool = False  # answered in OIP's binary extension
+    named: bool = True  # its id is the requester's, not one that was made up
 
     @property
     def input_bytes(self) -> int:
         """Size of the inputs in bytes."""
         return len(self.image or b"") + sum(len(tensor.data) for tensor in self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Where one requester wants a job's answer, and how."""
+
+    topic: str | None = None  # None: the job's own result topic
+    correlation: bytes | None = None  # goes back with the answer
+    binary: bool = False  # in OIP's binary extension
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,16 @@ class Answer:
     outputs: tuple[Tensor, ...] = ()
     error: JobError | None = None
     account: Account = field(default_factory=Account)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """The job has no answer yet: it waits, durably, for better conditions."""
+
+    job: Job = field(repr=False)
+    reason: str  # one clear sentence
+    attempts: int = 0  # routes tried so far
+    retry_after_s: float = 0.0  # not to be looked at before
 
 
 def make_id() -> str:

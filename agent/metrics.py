@@ -21,6 +21,7 @@ from agent.events import (
     Answered,
     Attempted,
     BadMessage,
+    Committed,
     Decided,
     Events,
     PolicyFailed,
@@ -52,7 +53,7 @@ class Metrics:
         """Set up the metrics. Only the names in `models` become label values, others `other`."""
         # A series more for each counter, which no dashboard reads.
         disable_created_metrics()
-        self._models = frozenset(models)
+        self.use_models(models)
         self.registry = CollectorRegistry()
         registry = self.registry
         ProcessCollector(registry=registry)
@@ -114,6 +115,12 @@ class Metrics:
             ["policy"],
             registry=registry,
         )
+        self._commit_s = Histogram(
+            "edgewise_store_commit_duration_seconds",
+            "Time the store took to commit.",
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
         self._restarts = Counter(
             "edgewise_worker_restarts", "Worker processes started again.", registry=registry
         )
@@ -128,6 +135,11 @@ class Metrics:
         )
         events.subscribe(Attempted, self._on_attempted)
         events.subscribe(Answered, self._on_answered)
+        events.subscribe(Committed, lambda event: self._commit_s.observe(event.duration_s))
+
+    def use_models(self, models: Collection[str]) -> None:
+        """Take these names as label values from now on."""
+        self._models = frozenset(models)
 
     def gauge(self, name: str, text: str, labels: tuple[str, ...], read: Reading) -> None:
         """Add a gauge that is read at each scrape; no reading, no series."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 
 
 def notify(*assignments: str) -> None:
@@ -20,6 +21,12 @@ def notify(*assignments: str) -> None:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection,
     ):
         connection.sendto("\n".join(assignments).encode(), target)
+
+
+def notify_reloading() -> None:
+    """Say that the configuration is read anew; ``READY=1`` ends that."""
+    now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
 
 def watchdog_interval_s() -> float | None:

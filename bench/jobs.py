@@ -27,6 +27,9 @@ FACE_SHA256 = "3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633"
 FACE_SHAPE = (1, 128, 128, 3)
 FACE_ANSWER_BYTES = 896 * (16 + 1) * 4
 
+DEFERRED_MODEL = "elsewhere"
+DEFERRED_BYTES = 2048
+
 
 @dataclass(frozen=True, slots=True)
 class JobKind:
@@ -80,6 +83,21 @@ def face() -> JobKind:
     parameters = {"binary_data_output": True}
     header = {"id": ID_PLACE, "inputs": [image], "parameters": parameters}
     return JobKind("face", _compact(header), raw.tobytes(), FACE_ANSWER_BYTES)
+
+
+def deferred(deadline_ms: int) -> JobKind:
+    """512 floats as binary for a model that only the cloud has, and that may wait so long."""
+    numbers = random.Random(2)  # noqa: S311 - no secret
+    raw = array("f", (numbers.uniform(-1, 1) for _ in range(DEFERRED_BYTES // 4)))
+    values = {
+        "name": "input",
+        "shape": [1, len(raw)],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": DEFERRED_BYTES},
+    }
+    parameters = {"placement": "only_cloud", "deferrable": True, "deadline_ms": deadline_ms}
+    header = {"id": ID_PLACE, "inputs": [values], "parameters": parameters}
+    return JobKind(DEFERRED_MODEL, _compact(header), raw.tobytes())
 
 
 KINDS = {"points": points, "face": face}

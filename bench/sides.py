@@ -13,11 +13,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import machine
 import mqtt5
 import psutil
 from jobs import ID_WIDTH, JobKind, Publisher, outputs
 
+LOAD = Path(__file__).with_name("load.py")
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 ASK_EVERY_S = 0.02
@@ -63,7 +66,7 @@ class Process:
         return [main, *main.children(recursive=True)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Side:
     """One of the two that are compared, up and answering."""
 
@@ -73,12 +76,18 @@ class Side:
     first_answer_s: float  # from the start of the process
     ready_s: float | None  # to READY=1; None where it does not say so
     log: Path
+    killed: bool = False
+
+    def kill(self) -> None:
+        """Kill it, as a crash would."""
+        self.killed = True
+        os.kill(self.process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def broker(folder: Path) -> Iterator[tuple[int, Process]]:
     """Run mosquitto; give its port."""
-    port = _free_port()
+    port = free_port()
     config = folder / "mosquitto.conf"
     lines = (
         f"listener {port} 127.0.0.1",
@@ -118,30 +127,102 @@ def bare_loop(
 
 @contextlib.contextmanager
 def edgewise(
-    folder: Path, port: int, device: str, models: Mapping[str, Path], first: JobKind
+    folder: Path,
+    port: int,
+    device: str,
+    models: Mapping[str, Path],
+    first: JobKind,
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    tag: str = "start",
 ) -> Iterator[Side]:
-    """Run the daemon, with one worker and the policy that always takes the local route."""
+    """Run the daemon, with one worker and the policy that always takes the local route.
+
+    Args:
+        folder: Its state directory is in there, and stays: a later start goes on with it.
+        port: The broker's.
+        device: Its topic level.
+        models: Local models.
+        first: The job that it is asked for until it answers.
+        settings: Sections of the configuration that are added, or take the place of the usual ones.
+        tag: Begins the ids of the first jobs; another for each start on the same state.
+    """
     config = folder / f"{device}.toml"
-    sections = {
-        "device": {"id": device, "state_dir": str(folder / f"{device}.state")},
+    state = folder / f"{device}.state"
+    sections: dict[str, Mapping[str, Any]] = {
+        "device": {"id": device, "state_dir": str(state)},
         "mqtt": {"url": f"mqtt://127.0.0.1:{port}"},
         "http": {"listen": "127.0.0.1:0"},
         "log": {"level": "info"},
         "policy": {"name": "local"},
         **{f"models.{name}": {"path": str(path)} for name, path in models.items()},
+        **(settings or {}),
     }
-    (folder / f"{device}.state").mkdir()
+    state.mkdir(exist_ok=True)
     config.write_text(
         "".join(
-            f"[{section}]\n"
-            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-            for section, settings in sections.items()
+            f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in keys.items())
+            for section, keys in sections.items()
         ),
         encoding="utf-8",
     )
     command = [str(Path(sys.executable).with_name("edgewise")), "run", "--config", str(config)]
-    with _side("edgewise", command, folder, port, device, first) as side:
+    with _side("edgewise", command, folder, port, device, first, tag) as side:
         yield side
+
+
+@contextlib.contextmanager
+def endpoint(port: int, log: Path) -> Iterator[Process]:
+    """Run a cloud endpoint that answers all jobs alike."""
+    command = [sys.executable, str(Path(__file__).with_name("endpoint.py")), str(port)]
+    with _running(command, log) as process:
+        yield Process(process.pid)
+
+
+def run_load(
+    port: int,
+    broker: Process,
+    side: Side,
+    model: str,
+    tag: str,
+    seconds: float,
+    *,
+    in_flight: int | None = None,
+    rate: float | None = None,
+) -> dict[str, Any]:
+    """Put one load on one side, closed loop (`in_flight`) or open loop (`rate`, jobs a second).
+
+    Raises:
+        SideError: No figures came of it.
+    """
+    options = {
+        "--port": port,
+        "--device": side.device,
+        "--model": model,
+        "--tag": f"{model}-{tag}",
+        "--seconds": seconds,
+        **({"--in-flight": in_flight} if rate is None else {"--rate": rate}),
+    }
+    words = [str(word) for option in options.items() for word in option]
+    began, busy = time.perf_counter(), machine.busy_s()
+    side_cpu, broker_cpu = side.process.cpu_s(), broker.cpu_s()
+    command = [sys.executable, str(LOAD), *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        state, log = psutil.Process(side.process.pid).status(), tail(side.log)
+        raise SideError(f"the load on {side.name} ({state}) failed; its log ends:\n{log}")
+    side_cpu, broker_cpu = side.process.cpu_s() - side_cpu, broker.cpu_s() - broker_cpu
+    result = json.loads(done.stdout)
+    others = machine.busy_s() - busy - side_cpu - broker_cpu - result["generator_cpu_s"]
+    elapsed = time.perf_counter() - began
+    return {
+        "side": side.name,
+        "model": model,
+        **result,
+        "cpu_ms_per_job": side_cpu / result["jobs"] * 1000,
+        "broker_cpu_ms_per_job": broker_cpu / result["jobs"] * 1000,
+        "others_cpu_ratio": max(others, 0.0) / elapsed / (os.cpu_count() or 1),
+    }
 
 
 def ask(port: int, device: str, kind: JobKind) -> list[list[float]]:
@@ -163,12 +244,19 @@ def ask(port: int, device: str, kind: JobKind) -> list[list[float]]:
 
 @contextlib.contextmanager
 def _side(
-    name: str, command: Sequence[str], folder: Path, port: int, device: str, first: JobKind
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    port: int,
+    device: str,
+    first: JobKind,
+    tag: str = "start",
 ) -> Iterator[Side]:
     log = folder / f"{device}.log"
     client = mqtt5.Client(port, f"start-{device}")
     client.subscribe(f"edgewise/v1/{device}/results/+")
     address = folder / f"{device}.sock"
+    address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(address))
         notices.setblocking(False)
@@ -176,13 +264,14 @@ def _side(
         with _running(command, log, NOTIFY_SOCKET=str(address)) as process:
             try:
                 answer_s, ready_s = _await_start(
-                    process, client, Publisher(client, device, first), notices, began
+                    process, client, Publisher(client, device, first), notices, began, tag
                 )
             except SideError as error:
                 raise SideError(f"{name}: {error}: {tail(log)}") from None
             client.close()
-            yield Side(name, device, Process(process.pid), answer_s, ready_s, log)
-            if process.poll() is not None:
+            side = Side(name, device, Process(process.pid), answer_s, ready_s, log)
+            yield side
+            if process.poll() is not None and not side.killed:
                 raise SideError(f"{name} ended: {tail(log)}")
 
 
@@ -192,6 +281,7 @@ def _await_start(
     publisher: Publisher,
     notices: socket.socket,
     began: float,
+    tag: str,
 ) -> tuple[float, float | None]:
     """Ask until there is an answer: the one sign of readiness that both sides give."""
     answer_s: float | None = None
@@ -206,7 +296,7 @@ def _await_start(
         if now > START_TIMEOUT_S:
             raise SideError("it does not answer")
         if answer_s is None and now >= asked * ASK_EVERY_S:
-            publisher.publish(f"start-{asked:0{ID_WIDTH - 6}}".encode())
+            publisher.publish(f"{tag}-{asked:0{ID_WIDTH - len(tag) - 1}}".encode())
             asked += 1
         if client.poll(POLL_S) and answer_s is None:
             answer_s = time.perf_counter() - began
@@ -240,11 +330,21 @@ def _running(
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Give a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _toml(value: Any) -> str:
+    """Write a value, in the forms that TOML and JSON share, and tables in a line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _mosquitto() -> str:

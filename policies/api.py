@@ -115,17 +115,21 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do with a job: take a route, or reject it.
+    """What to do with a job: take a route, have it wait, or reject it.
+
+    `defer_s` without a route has a deferrable job wait, on disk; the policy is asked again after at
+    least so many seconds.
 
     `escalate_below` applies to a local answer: with a confidence below it the policy is asked
     again without the local route, and the local answer is kept should that fail. The job's own
     `min_confidence` is honoured besides, whatever the plan says.
     """
 
-    route: str | None  # a RouteView's name; None rejects the job
+    route: str | None  # a RouteView's name; None rejects the job, or defers it
     why: Why = Why.PREFERRED
     reasons: tuple[Term, ...] = ()
     escalate_below: float | None = None
+    defer_s: float | None = None
     expected: Estimate | None = None
     propensity: float = 1.0  # probability with which this policy takes this route here
 

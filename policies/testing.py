@@ -95,6 +95,10 @@ def check_policy(policy: Policy) -> None:
         assert plan.route is None or plan.route in names, f"{plan.route} is not open in {seen}"
         assert isinstance(plan.why, Why), f"{plan.why!r} is none of the words of Why in {seen}"
         assert 0 < plan.propensity <= 1, f"propensity {plan.propensity} in {seen}"
+        if plan.defer_s is not None:
+            assert plan.defer_s > 0, f"defer_s {plan.defer_s} in {seen}"
+            assert seen.job.deferrable, f"deferred a job that may not wait in {seen}"
+            assert plan.route is None, f"deferred a job that takes a route in {seen}"
         if isinstance(policy, Learner) and plan.route is not None:
             policy.learn(Feedback(seen, plan, latency_s=0.01))
             policy.learn(Feedback(seen, plan, latency_s=1.0, error="endpoint_error"))

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from policies.api import CLOUD, LOCAL, Plan, RouteView, Situation, Term, Why
 from policies.fixed import prefer
 
+# How long a job that may wait does so when the battery is low, before the next look at it.
+DEFER_S = 60.0
+
 
 class Threshold:
     """Runs jobs locally, and in the cloud while the battery is low or the CPU is busy.
@@ -55,6 +58,8 @@ class Threshold:
         # On mains a low battery is being filled.
         if battery is not None and battery < options.battery_below and device.battery_discharging:
             plan = self._to_cloud(situation, Why.BATTERY_LOW)
+            if situation.job.deferrable and plan.route == LOCAL:
+                plan = Plan(None, Why.BATTERY_LOW, defer_s=DEFER_S)
         elif (device.cpu_utilization_ratio or 0.0) > options.cpu_above:
             plan = self._to_cloud(situation, Why.CPU_BUSY)
         return replace(plan, reasons=terms)

@@ -422,7 +422,7 @@ def configure(tmp_path, broker, device):
             "labels": str(DATA / "digits.labels.txt"),
         }
         tree: dict[str, dict[str, Any]] = {
-            "device": {"id": device, "state_dir": str(tmp_path)},
+            "device": {"id": device, "state_dir": str(tmp_path / "state")},
             "mqtt": {"url": f"mqtt://127.0.0.1:{at.port}"},
             "http": {"listen": "127.0.0.1:0"},
             "policy": {"name": "prefer-local"},

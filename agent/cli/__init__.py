@@ -79,7 +79,7 @@ def run(ctx: typer.Context) -> None:
 
     config = load_config(ctx)
     try:
-        daemon.run(config)
+        daemon.run(config, lambda: load(ctx.obj))
     except ConfigError as error:
         # Found after loading, when it is no longer known which file said it.
         found = ConfigError(str(ctx.obj), error.key or error.where, error.reason)

@@ -57,7 +57,7 @@ async def _check(config: Config, where: str, findings: _Findings) -> None:
     from agent.routes.local import probe
 
     try:
-        built = daemon.Daemon(config)
+        built = daemon.Daemon(config, lambda: config)
         for cloud in built.clouds:
             await cloud.start()
             await cloud.stop()

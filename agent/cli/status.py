@@ -32,8 +32,8 @@ def status(
 
 
 async def _read(config: Config, device: str | None) -> dict[str, Any]:
-    from agent.daemon import broker
     from agent.job import make_id
+    from agent.mqtt.address import broker
     from agent.mqtt.client import Client
     from agent.mqtt.link import LinkError
 

@@ -89,8 +89,8 @@ async def _submit_all(
     timeout_s: float,
     advance: Callable[[], None],
 ) -> list[_Sent]:
-    from agent.daemon import broker
     from agent.job import make_id
+    from agent.mqtt.address import broker
     from agent.mqtt.client import Client
     from agent.mqtt.link import LinkError, PublishRefusedError
 

@@ -17,6 +17,7 @@ from agent.config.schema import (
     Model,
     Mqtt,
     Policy,
+    Store,
     TensorInput,
     split_listen,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Model",
     "Mqtt",
     "Policy",
+    "Store",
     "TensorInput",
     "load",
     "read_secret",

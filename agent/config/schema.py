@@ -72,9 +72,21 @@ class Limits(_Section, frozen=True):
     """What one daemon takes on."""
 
     max_payload_bytes: Count = 16 * 1024 * 1024
-    max_waiting_jobs: Count = 10_000
+    max_waiting_jobs: Count = 2_000  # in memory; those that may wait longer are on disk
+    max_waiting_bytes: Count = 64 * 1024 * 1024  # the inputs of these jobs
     result_ttl_s: Positive = 3600.0  # how long an answer is kept for its id sent again
     default_deadline_ms: Positive = 30_000.0
+    shutdown_grace_s: NotNegative = 10.0  # for jobs that run when the daemon is told to stop
+
+
+class Store(_Section, frozen=True):
+    """Jobs and answers on disk, in device.state_dir."""
+
+    # SQLite's pragma: full survives a power cut, normal may forget the last moments before one.
+    synchronous: Literal["full", "normal", "off"] = "full"
+    max_jobs: Count = 200_000  # answers that are kept for an id sent again included
+    max_bytes: Count = 1024 * 1024 * 1024
+    max_decisions: Count = 50_000
 
 
 class Local(_Section, frozen=True):
@@ -169,6 +181,7 @@ class Config(_Section, frozen=True):
     http: Http = Http()
     log: Log = Log()
     limits: Limits = Limits()
+    store: Store = Store()
     local: Local = Local()
     models: dict[str, Model] = msgspec.field(default_factory=dict)
     endpoints: dict[str, Endpoint] = msgspec.field(default_factory=dict)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -16,12 +16,12 @@ from paho.mqtt.properties import Properties
 
 from agent import __version__
 from agent.config import Limits
-from agent.events import BadMessage, Decided, Events, Received, Retrying, Started
-from agent.job import ID_PATTERN, Answer, Job, make_id
+from agent.events import Accepted, BadMessage, Deferred, Events, Retrying, Started
+from agent.job import ID_PATTERN, Answer, Asker, make_id
+from agent.lifecycle import Lifecycle, UndeliveredError
 from agent.mqtt.link import Broker, Delivery, PublishRefusedError, Will
 from agent.mqtt.session import Session
-from agent.router.router import Router
-from agent.store import Store
+from agent.store import StoreError
 from agent.wire import jobs as wire
 
 log = structlog.get_logger(__name__)
@@ -29,33 +29,29 @@ log = structlog.get_logger(__name__)
 INTAKE = "mqtt"
 REFUSED_BACKOFF_FIRST_S = 1.0
 REFUSED_BACKOFF_LAST_S = 16.0
+REFUSED_KEPT = 100
+# What the store could not take on is tried again when it says that it works, or after so long.
+HELD_RETRY_S = 2.0
 
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asked for an answer, and where it goes."""
-
-    delivery: Delivery
-    topic: str
-    correlation: bytes | None
-    binary: bool = False
+# Carries out a control command with its payload, and gives the reply.
+Control = Callable[[str, bytes], Awaitable[dict[str, Any]]]
 
 
 class Gateway:
-    """Takes jobs from the broker, has them routed, publishes each answer, then acknowledges."""
+    """Hands the broker's jobs to the lifecycle, and publishes what comes of them."""
 
     def __init__(
         self,
         broker: Broker,
         device: str,
         *,
-        router: Router,
-        store: Store,
+        lifecycle: Lifecycle,
         events: Events,
         limits: Limits,
         reply_topics: tuple[str, ...],
         state: Callable[[], dict[str, Any]],
         state_interval_s: float,
+        control: Control,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire the gateway up.
@@ -63,27 +59,27 @@ class Gateway:
         Args:
             broker: Where to connect.
             device: The device's id, a topic level.
-            router: Runs the jobs.
-            store: Knows which ids are in progress or answered.
-            events: Told of what comes in; progress and decisions are published from it.
+            lifecycle: Takes the jobs on.
+            events: Told of what comes in; progress is published from it.
             limits: What is taken on.
             reply_topics: Filters; a response topic that matches none is not used.
             state: Gives the device's state, as plain JSON types.
             state_interval_s: How often it is published.
+            control: Carries out the commands of `control/{command}`.
             clock: Monotonic seconds.
         """
         self._root = f"edgewise/v1/{device}"
-        self._router = router
-        self._store = store
+        self._lifecycle = lifecycle
         self._events = events
-        self._limits = limits
-        self._reply_topics = reply_topics
+        self.limits = limits
+        self.reply_topics = reply_topics
         self._state = state
         self._state_interval_s = state_interval_s
+        self._control = control
         self._clock = clock
-        self._askers: dict[str, list[Asker]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting = True
+        self._held: deque[Delivery] = deque()  # not taken on: the store can't
         self._refused: dict[str, str] = {}  # answers that the broker won't take, and why
         boot_id = make_id()
         birth = {"status": "online", "boot_id": boot_id, "version": __version__}
@@ -91,13 +87,18 @@ class Gateway:
             broker,
             will=Will(f"{self._root}/status", msgspec.json.encode({"status": "offline"})),
             birth=msgspec.json.encode(birth),
-            topics=[f"{self._root}/jobs/+", f"{self._root}/cancel/+"],
+            topics=[f"{self._root}/{kind}/+" for kind in ("jobs", "cancel", "control")],
             on_delivery=self._on_delivery,
             on_change=self._on_change,
         )
+        lifecycle.outbox.connect(self._deliver)
+        events.subscribe(Accepted, lambda event: self._progress(event.job.id, "accepted"))
         events.subscribe(Started, lambda event: self._progress(event.job.id, "started"))
         events.subscribe(Retrying, self._on_retrying)
-        events.subscribe(Decided, self._on_decided)
+        events.subscribe(
+            Deferred,
+            lambda event: self._progress(event.job.id, "deferred", reason=event.reason),
+        )
 
     @property
     def trouble(self) -> str | None:
@@ -113,17 +114,19 @@ class Gateway:
             tasks.create_task(self._publish_state())
 
     async def drain(self, grace_s: float) -> None:
-        """Take no more jobs, and give those under way `grace_s` to be answered and published.
-
-        What is not answered by then was not acknowledged: the broker hands it over again.
-        """
+        """Take no more jobs, give those that run `grace_s` to be answered, and leave."""
         self._accepting = False
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_s)
+        await self._lifecycle.drain(grace_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.session.leave()
+
+    def take_held(self) -> None:
+        """Take on what the store could not."""
+        held, self._held = self._held, deque()
+        for delivery in held:
+            self._on_delivery(delivery)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         if not self._accepting:
@@ -134,10 +137,17 @@ class Gateway:
             delivery.done()
             return
         kind, _, name = delivery.topic.removeprefix(f"{self._root}/").partition("/")
-        if kind == "jobs":
-            self._on_job(name, delivery)
-        elif kind == "cancel":
-            self._on_cancel(name, delivery)
+        if kind == "control":
+            self._spawn(self._on_control(name, delivery))
+        elif self._held:
+            self._held.append(delivery)
+        elif kind in ("jobs", "cancel"):
+            try:
+                (self._on_job if kind == "jobs" else self._on_cancel)(name, delivery)
+            except StoreError:
+                # Not acknowledged: it stays with the broker, should we not live to take it on.
+                self._held.append(delivery)
+                asyncio.get_running_loop().call_later(HELD_RETRY_S, self.take_held)
         else:
             self._events.emit(
                 BadMessage("bad_request", "a topic we did not ask for", delivery.topic)
@@ -151,57 +161,61 @@ class Gateway:
                 model,
                 message,
                 now=self._clock(),
-                default_deadline_s=self._limits.default_deadline_ms / 1000,
-                max_bytes=self._limits.max_payload_bytes,
+                default_deadline_s=self.limits.default_deadline_ms / 1000,
+                max_bytes=self.limits.max_payload_bytes,
             )
         except wire.RejectedJobError as error:
             self._on_rejected(model, delivery, error)
             return
+        self._lifecycle.submit(
+            job,
+            self._asker(delivery, binary=job.binary_output),
+            intake=INTAKE,
+            taken=delivery.done,
+            mid=delivery.mid if delivery.qos > 0 else None,
+            again=delivery.again,
+        )
         # The job has its tensors: many of these may wait, and each payload would be kept twice.
         delivery.payload = b""
-        asker = self._asker(delivery, job.id, binary=job.binary_output)
-        answer = self._store.answer_of(job.id)
-        if answer is not None:
-            self._spawn(self._deliver(answer, asker))
-        elif self._store.is_running(job.id):
-            self._askers[job.id].append(asker)
-        else:
-            self._store.begin(job)
-            self._askers[job.id] = [asker]
-            self._events.emit(Received(job, INTAKE))
-            self._progress(job.id, "accepted")
-            self._spawn(self._run(job))
 
     def _on_rejected(self, model: str, delivery: Delivery, error: wire.RejectedJobError) -> None:
-        self._events.emit(BadMessage(error.code.value, error.message, delivery.topic))
         if error.id is None and delivery.reply is None:
             # Nobody could tell whose answer it is.
             delivery.done()
-            return
-        job_id = error.id or make_id()
-        answer = Answer(job_id, model, error=error)
-        self._spawn(self._deliver(answer, self._asker(delivery, job_id)))
+        else:
+            answer = Answer(error.id or make_id(), model, error=error)
+            self._lifecycle.refuse(answer, self._asker(delivery), taken=delivery.done)
+        self._events.emit(BadMessage(error.code.value, error.message, delivery.topic))
 
     def _on_cancel(self, job_id: str, delivery: Delivery) -> None:
-        if self._store.is_running(job_id):
-            self._router.cancel(job_id)
-        elif self._store.answer_of(job_id) is None:
-            detail = "no such job" if ID_PATTERN.fullmatch(job_id) else "not a job id"
+        valid = ID_PATTERN.fullmatch(job_id) is not None
+        if not valid:
+            delivery.done()
+        if not valid or not self._lifecycle.cancel(job_id, taken=delivery.done):
+            detail = "no such job" if valid else "not a job id"
             self._events.emit(BadMessage("bad_request", f"cancel: {detail}", delivery.topic))
+
+    async def _on_control(self, command: str, delivery: Delivery) -> None:
+        reply = await self._control(command, delivery.payload)
+        if not reply["ok"]:
+            log.warning("control_refused", command=command, error=reply["error"])
+        topic = f"{self._root}/control/{command}/reply"
+        properties = _properties(delivery.correlation, None)
+        try:
+            await self.session.publish(topic, msgspec.json.encode(reply), properties)
+        except PublishRefusedError as error:
+            log.warning("reply_refused", error=str(error))
         delivery.done()
 
-    async def _run(self, job: Job) -> None:
-        answer = await self._router.run(job)
-        self._store.settle(job, answer)
-        first, *others = _one_for_each_place(self._askers.pop(job.id))
-        for askers in others:
-            self._spawn(self._deliver(answer, *askers))
-        await self._deliver(answer, *first)
+    async def _deliver(self, answer: Answer, asker: Asker) -> None:
+        """Publish an answer until the broker takes it.
 
-    async def _deliver(self, answer: Answer, asker: Asker, *others: Asker) -> None:
-        """Publish until the broker takes it or keeps refusing; then acknowledge the deliveries."""
+        Raises:
+            UndeliveredError: It keeps refusing.
+        """
         pause = REFUSED_BACKOFF_FIRST_S
-        topic, correlation = asker.topic, asker.correlation
+        topic = asker.topic or self._results_topic(answer.id)
+        correlation = asker.correlation
         payload, header_length = wire.encode_answer(answer, binary=asker.binary)
         while True:
             properties = _properties(correlation, header_length)
@@ -212,25 +226,26 @@ class Gateway:
                 if topic != self._results_topic(answer.id):
                     topic, correlation = self._results_topic(answer.id), None
                     continue
+                if len(self._refused) < REFUSED_KEPT:
+                    self._refused[answer.id] = f"answers: {error}"
                 if pause > REFUSED_BACKOFF_LAST_S:
-                    # It keeps its place in the broker's window, and would stop all that follow.
-                    log.error("answer_given_up", job_id=answer.id, error=str(error))  # noqa: TRY400
-                    self._events.emit(BadMessage("answer_refused", str(error), topic))
-                    break
-                self._refused[answer.id] = f"answers: {error}"
+                    raise UndeliveredError(str(error)) from None
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
-                break
-        self._refused.pop(answer.id, None)
-        for each in (asker, *others):
-            each.delivery.done()
+                self._refused.pop(answer.id, None)
+                return
 
-    def _asker(self, delivery: Delivery, job_id: str, *, binary: bool = False) -> Asker:
+    def publish_decision(self, body: bytes) -> None:
+        """Tell of a decision, to whoever listens."""
+        if self.session.connected:
+            self.session.publish_lightly(f"{self._root}/decisions", body)
+
+    def _asker(self, delivery: Delivery, *, binary: bool = False) -> Asker:
         reply = delivery.reply
-        if reply is not None and _is_allowed(reply, self._reply_topics):
-            return Asker(delivery, reply, delivery.correlation, binary)
-        return Asker(delivery, self._results_topic(job_id), None, binary)
+        if reply is not None and _is_allowed(reply, self.reply_topics):
+            return Asker(reply, delivery.correlation, binary)
+        return Asker(binary=binary)
 
     def _results_topic(self, job_id: str) -> str:
         return f"{self._root}/results/{job_id}"
@@ -248,6 +263,8 @@ class Gateway:
     def _on_change(self, connected: bool) -> None:  # noqa: FBT001 - a callback of one meaning
         if connected:
             self._publish_state_once()
+        else:
+            self._held.clear()  # the broker hands them over again
 
     def _on_retrying(self, event: Retrying) -> None:
         if event.reason == "escalated":
@@ -258,11 +275,6 @@ class Gateway:
     def _progress(self, job_id: str, state: str, **more: str) -> None:
         body = msgspec.json.encode({"id": job_id, "state": state, **more})
         self.session.publish_lightly(f"{self._root}/progress/{job_id}", body)
-
-    def _on_decided(self, event: Decided) -> None:
-        if self.session.connected:
-            body = msgspec.json.encode(_decision(event))
-            self.session.publish_lightly(f"{self._root}/decisions", body)
 
     async def _publish_state(self) -> None:
         while True:
@@ -283,14 +295,6 @@ class Gateway:
             log.warning("state_refused", error=str(error))
 
 
-def _one_for_each_place(askers: list[Asker]) -> Iterator[list[Asker]]:
-    """Group those who asked for the same job by where the answer goes."""
-    places: dict[tuple[str, bytes | None, bool], list[Asker]] = {}
-    for asker in askers:
-        places.setdefault((asker.topic, asker.correlation, asker.binary), []).append(asker)
-    yield from places.values()
-
-
 def _is_allowed(topic: str, filters: tuple[str, ...]) -> bool:
     if not topic or any(character in topic for character in "+#\0"):
         return False
@@ -306,22 +310,3 @@ def _properties(correlation: bytes | None, header_length: int | None) -> Propert
     if header_length is not None:
         properties.UserProperty = (wire.HEADER_LENGTH_PROPERTY, str(header_length))
     return properties
-
-
-def _decision(event: Decided) -> dict[str, Any]:
-    plan = event.plan
-    kind, _, endpoint = (plan.route or "").partition(":")
-    return {
-        "id": event.job.id,
-        "time": time.time(),
-        "model": event.job.model,
-        "policy": event.policy,
-        "route": kind or None,
-        "endpoint": endpoint or None,
-        "reason": plan.why,
-        "reasons": plan.reasons,
-        "propensity": plan.propensity,
-        "device": event.situation.device,
-        "job": event.situation.job,
-        "routes": event.situation.routes,
-    }

@@ -74,14 +74,15 @@ class Delivery:
     """A message that the broker has handed over, and that is ours until `done`."""
 
     __slots__ = (
-        *("content_type", "correlation", "finished", "mid", "payload", "properties", "qos"),
-        *("reply", "retained", "topic", "_acknowledge"),
+        *("again", "content_type", "correlation", "finished", "mid", "payload", "properties"),
+        *("qos", "reply", "retained", "topic", "_acknowledge"),
     )
 
     def __init__(self, message: paho.MQTTMessage, acknowledge: Callable[[], None]) -> None:
         self.mid = message.mid
         self.qos = message.qos
         self.retained = message.retain  # kept by the broker from before we subscribed
+        self.again = message.dup  # the broker may have handed it over before
         self.finished = False
         self._acknowledge = acknowledge
         try:
@@ -280,6 +281,8 @@ class Link:
             self._cork(held=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is over
             self._end(f"writing failed: {error}")
+            return
+        if self._ended.done():
             return
         if self._client.want_write():
             self._loop.add_writer(self._descriptor, self._flush)

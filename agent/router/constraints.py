@@ -57,6 +57,11 @@ def close(
     return closed
 
 
+def may_open(closed: Closed) -> bool:
+    """Tell whether waiting could help: some route is closed only because of how its endpoint is."""
+    return any(error.code is ErrorCode.ENDPOINT_ERROR for error in closed.values())
+
+
 def explain(job: Job, closed: Closed) -> JobError:
     """Make the error of a job that has no route left: what was tried counts before what was not."""
     for error in closed.values():

@@ -11,6 +11,8 @@ from agent.plugins import LoadedPolicy
 from agent.router.guard import Guard, OverrunError
 from policies.api import Estimate, Feedback, Learner, Plan, Situation, Term, Why
 
+LONGEST_DEFERRAL_S = 31 * 24 * 3600.0
+
 
 class Decider:
     """The policy, kept within bounds."""
@@ -32,7 +34,7 @@ class Decider:
         self._guard.install()
 
     def decide(
-        self, situation: Situation, open_names: Sequence[str]
+        self, situation: Situation, open_names: Sequence[str], *, may_defer: bool
     ) -> tuple[Plan, PolicyFailed | None, float]:
         """Choose among the open routes, of which there is at least one.
 
@@ -40,6 +42,7 @@ class Decider:
             situation: What the policy sees.
             open_names: The open routes' names, kept from the policy: a hostile one may change
                 what it is shown.
+            may_defer: Whether the job may wait, kept likewise.
 
         Returns:
             The plan, what was wrong with the policy if the static rule had to stand in, and the
@@ -51,7 +54,7 @@ class Decider:
         try:
             with self._guard.watch():
                 plan = self._policy.decide(situation)
-            trouble = _fault(plan, open_names)
+            trouble = _fault(plan, open_names, may_defer=may_defer)
         except OverrunError as error:
             trouble = str(error)
         except Exception as error:  # noqa: BLE001 - a policy may raise anything
@@ -80,7 +83,7 @@ class Decider:
             self._learner.learn(feedback)
 
 
-def _fault(plan: Any, open_names: Sequence[str]) -> str | None:
+def _fault(plan: Any, open_names: Sequence[str], *, may_defer: bool) -> str | None:
     """Tell what is wrong with what a policy gave, a stranger's included."""
     # Exactly these types: a subclass may say one thing to this check and another to the router.
     if type(plan) is not Plan:
@@ -90,6 +93,16 @@ def _fault(plan: Any, open_names: Sequence[str]) -> str | None:
         return f"gave the reason {why!r}, which is none of the words of Why"
     if plan.route is not None and (type(plan.route) is not str or plan.route not in open_names):
         return f"took the route {plan.route!r}, which is not open"
+    wait_s: Any = plan.defer_s
+    if wait_s is not None:
+        if (
+            isinstance(wait_s, bool)
+            or not isinstance(wait_s, int | float)
+            or not 0 < wait_s < LONGEST_DEFERRAL_S
+        ):
+            return f"gave defer_s {wait_s!r}, want seconds above 0"
+        if plan.route is not None or not may_defer:
+            return "deferred a job that takes a route, or may not wait"
     return _fault_in_account(plan)
 
 

@@ -1,4 +1,4 @@
-"""A job's way from `run` to its answer: decide, take the route, and decide again if that failed."""
+"""A job's way to its answer: decide, take the route, and decide again if that failed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import structlog
 
 from agent.config import Energy, Model
 from agent.estimate import Estimates, energy_j
-from agent.events import Answered, Attempted, Decided, Events, Retrying, Started
-from agent.job import Account, Answer, ErrorCode, Job, JobError, Outcome, Tensor
+from agent.events import Attempted, Decided, Events, Retrying, Started
+from agent.job import Account, Answer, Deferral, ErrorCode, Job, JobError, Outcome, Tensor
 from agent.router import constraints
 from agent.router.decider import Decider
 from agent.routes import Route
@@ -37,8 +37,8 @@ RESERVE_UNKNOWN = 0.5
 class _Progress:
     """What has come of a job so far."""
 
+    attempts: int  # earlier runs of the job included
     tried: dict[str, JobError] = field(default_factory=dict)
-    attempts: int = 0
     queue_s: float = 0.0
     run_s: float = 0.0
     energy_j: float = 0.0
@@ -61,7 +61,6 @@ class Router:
         sampler: Sampler,
         events: Events,
         power: Energy,
-        max_jobs: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire the router up.
@@ -74,7 +73,6 @@ class Router:
             sampler: The device's readings.
             events: Told of each step.
             power: Power model, for the estimate of an attempt's energy.
-            max_jobs: More unfinished jobs than this are answered `overloaded`.
             clock: Monotonic seconds.
         """
         self._routes = {route.name: route for route in routes}
@@ -84,56 +82,66 @@ class Router:
         self._sampler = sampler
         self._events = events
         self._power = power
-        self._max_jobs = max_jobs
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[Answer]] = {}
-        self._cancelled: set[str] = set()
+        self._stopped: dict[str, JobError] = {}
 
-    @property
-    def unfinished(self) -> int:
-        """Jobs that have no answer yet."""
-        return len(self._tasks)
+    def use(self, decider: Decider, power: Energy) -> None:
+        """Go by this policy and power model from now on."""
+        self._decider = decider
+        self._power = power
 
-    def cancel(self, job_id: str) -> None:
-        """Cancel a job that runs or is about to; its `run` gives the answer."""
-        if job_id not in self._cancelled:
-            self._cancelled.add(job_id)
+    def learn(self, attempt: Attempted) -> None:
+        """Tell the policy how its plan went."""
+        self._decider.learn(attempt)
+
+    def use_routes(self, routes: Sequence[Route], models: Mapping[str, Model]) -> None:
+        """Take these routes from now on; attempts on others end where they are."""
+        self._routes = {route.name: route for route in routes}
+        self._models = models
+
+    def stop(self, job_id: str, error: JobError) -> None:
+        """End a job that runs or is about to; its `run` gives this error as the answer."""
+        if job_id not in self._stopped:
+            self._stopped[job_id] = error
             if job_id in self._tasks:
                 self._tasks[job_id].cancel()
 
-    async def run(self, job: Job) -> Answer:
-        """Take the job to its answer. To be awaited in a task of its own, which `cancel` ends."""
-        progress = _Progress()
+    def is_open(self, job: Job) -> bool:
+        """Tell whether any route would take the job, as far as one can tell without its data."""
+        return any(
+            constraints.forbidden(job, route, 0.0) is None and route.closed_for(job) is None
+            for route in self._routes.values()
+        )
+
+    async def run(self, job: Job, attempts: int = 0) -> Answer | Deferral:
+        """Take the job to its answer, or find that it has to wait. `attempts` it has had before.
+
+        To be awaited in a task of its own, which `stop` ends.
+        """
+        progress = _Progress(attempts)
         task = asyncio.current_task()
         assert task is not None
         try:
-            if len(self._tasks) >= self._max_jobs:
-                raise JobError(
-                    ErrorCode.OVERLOADED,
-                    f"{len(self._tasks)} jobs are unfinished, limits.max_waiting_jobs is "
-                    f"{self._max_jobs}",
-                )
-            if job.id in self._cancelled:
-                raise _cancelled(job)
+            if job.id in self._stopped:
+                raise self._stopped[job.id]
             self._tasks[job.id] = task
-            answer = await self._route(job, progress)
+            return await self._route(job, progress)
         except JobError as error:
-            answer = self._answer(job, progress, error=error)
+            return self._answer(job, progress, error=error)
         except asyncio.CancelledError:
-            if job.id not in self._cancelled:
+            if job.id not in self._stopped:
                 raise
             task.uncancel()
-            answer = self._answer(job, progress, error=_cancelled(job))
+            return self._answer(job, progress, error=self._stopped[job.id])
         except Exception:
             log.exception("job_failed_unexpectedly", job_id=job.id)
             internal = JobError(ErrorCode.INTERNAL, "an internal error, see the daemon's log")
-            answer = self._answer(job, progress, error=internal)
+            return self._answer(job, progress, error=internal)
         finally:
             if self._tasks.get(job.id) is task:
                 del self._tasks[job.id]
-            self._cancelled.discard(job.id)
-        self._events.emit(Answered(job, answer))
-        return answer
+            self._stopped.pop(job.id, None)
 
     def situation(self, job: Job, tried: Mapping[str, JobError], attempts: int = 0) -> Situation:
         """Take the snapshot that the job's next decision rests on."""
@@ -155,7 +163,7 @@ class Router:
             routes=views,
         )
 
-    async def _route(self, job: Job, progress: _Progress) -> Answer:
+    async def _route(self, job: Job, progress: _Progress) -> Answer | Deferral:
         if job.model not in self._models:
             raise JobError(
                 ErrorCode.UNKNOWN_MODEL,
@@ -169,11 +177,11 @@ class Router:
                 return self._finish_closed(job, progress)
             plan, decided_at = self._decide(job, situation, progress)
             if plan.route is None:
-                return self._finish_rejected(job, progress)
+                return self._finish_rejected(job, progress, plan)
             route = self._routes[plan.route]
             started = partial(self._events.emit, Started(job, plan.route))
             outcome = await route.run(job, self._attempt_timeout_s(job, route), started)
-            self._record(job, situation, plan, outcome, decided_at, progress)
+            self._record(job, route, situation, plan, outcome, decided_at, progress)
             if outcome.error is not None:
                 if not outcome.retriable:
                     return self._finish_failed(job, progress, outcome.error)
@@ -191,10 +199,10 @@ class Router:
     def _decide(self, job: Job, situation: Situation, progress: _Progress) -> tuple[Plan, float]:
         decided_at = self._clock()
         names = tuple(route.name for route in situation.open_routes)
-        plan, failed, took_s = self._decider.decide(situation, names)
+        plan, failed, took_s = self._decider.decide(situation, names, may_defer=job.deferrable)
         if failed is not None:
             self._events.emit(failed)
-        elif progress.attempts and plan.route is not None:
+        elif progress.tried and plan.route is not None:
             again = Why.RETRY if progress.doubtful is None else Why.ESCALATED
             plan = replace(plan, why=again)
         progress.policy = self._decider.name
@@ -207,7 +215,6 @@ class Router:
         return {
             "policy": self._decider.name,
             "device": _known(self._sampler.device),
-            "jobs": {"unfinished": self.unfinished},
             "routes": {
                 name: {"waiting": route.waiting, "running": route.running}
                 for name, route in self._routes.items()
@@ -231,14 +238,14 @@ class Router:
     def _record(
         self,
         job: Job,
+        route: Route,
         situation: Situation,
         plan: Plan,
         outcome: Outcome,
         decided_at: float,
         progress: _Progress,
     ) -> None:
-        assert plan.route is not None
-        used_j = energy_j(outcome, self._routes[plan.route].kind, self._power)
+        used_j = energy_j(outcome, route.kind, self._power)
         progress.attempts += 1
         progress.queue_s += outcome.queue_s
         progress.run_s += outcome.run_s
@@ -253,7 +260,7 @@ class Router:
         wanted = max(job.min_confidence or 0.0, plan.escalate_below or 0.0)
         return outcome.confidence < wanted
 
-    def _finish_late(self, job: Job, progress: _Progress) -> Answer:
+    def _finish_late(self, job: Job, progress: _Progress) -> Answer | Deferral:
         if progress.doubtful is not None:
             return self._finish_closed(job, progress)
         waited_ms = (self._clock() - job.received_at) * 1000
@@ -261,24 +268,30 @@ class Router:
             ErrorCode.DEADLINE_EXCEEDED, f"no answer by the deadline, after {waited_ms:.0f} ms"
         )
 
-    def _finish_failed(self, job: Job, progress: _Progress, error: JobError) -> Answer:
+    def _finish_failed(self, job: Job, progress: _Progress, error: JobError) -> Answer | Deferral:
         if progress.doubtful is not None:
             return self._finish_closed(job, progress)
         raise error
 
-    def _finish_rejected(self, job: Job, progress: _Progress) -> Answer:
-        if progress.attempts:
+    def _finish_rejected(self, job: Job, progress: _Progress, plan: Plan) -> Answer | Deferral:
+        if progress.tried:
             # What the attempts came to says more than that the policy would not go on.
             return self._finish_closed(job, progress)
+        if plan.defer_s is not None:
+            reason = f"policy '{self._decider.name}': {plan.why}"
+            return Deferral(job, reason, progress.attempts, plan.defer_s)
         raise JobError(ErrorCode.NO_ROUTE, f"policy '{self._decider.name}' rejected the job")
 
-    def _finish_closed(self, job: Job, progress: _Progress) -> Answer:
+    def _finish_closed(self, job: Job, progress: _Progress) -> Answer | Deferral:
         if progress.doubtful is not None:
             # A doubtful answer is better than none.
             progress.plan, outcome = progress.doubtful
             return self._answer(job, progress, outcome=outcome)
         _, closed = self._views(job, progress.tried)
-        raise constraints.explain(job, {**progress.tried, **closed})
+        error = constraints.explain(job, {**progress.tried, **closed})
+        if job.deferrable and constraints.may_open(closed):
+            return Deferral(job, error.message, progress.attempts)
+        raise error
 
     def _views(
         self, job: Job, tried: Mapping[str, JobError]
@@ -336,7 +349,7 @@ class Router:
         plan = progress.plan
         route = None if plan is None else plan.route
         account = Account(
-            route=None if route is None else self._routes[route].kind,
+            route=None if route is None else route.partition(":")[0],
             endpoint=None if route is None else _endpoint(route),
             policy=progress.policy,
             reason=None if plan is None else plan.why.value,
@@ -351,10 +364,6 @@ class Router:
         if outcome is None:
             return Answer(job.id, job.model, error=error, account=account)
         return Answer(job.id, job.model, outputs=_chosen(job, outcome.outputs), account=account)
-
-
-def _cancelled(job: Job) -> JobError:
-    return JobError(ErrorCode.CANCELLED, f"job '{job.id}' was cancelled")
 
 
 def _chosen(job: Job, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

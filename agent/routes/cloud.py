@@ -17,6 +17,7 @@ import msgspec
 from agent.config import Endpoint, Model, read_secret
 from agent.job import ErrorCode, Job, JobError, Outcome, Tensor
 from agent.routes.circuit import Circuit
+from agent.routes.slots import Slots
 from agent.wire import oip
 from policies import api
 
@@ -84,7 +85,7 @@ class CloudRoute:
         self._max_response_bytes = max_response_bytes
         self._clock = clock
         self.circuit = Circuit(clock)
-        self._slots = asyncio.Semaphore(endpoint.max_in_flight)
+        self._slots = Slots(endpoint.max_in_flight)
         self._waiting = 0
         self._running = 0
         self._session: aiohttp.ClientSession | None = None
@@ -156,7 +157,7 @@ class CloudRoute:
         began = self._clock()
         try:
             body, headers = self._encode(job, job.inputs or await self._prepare(job, timeout_s))
-            await self._wait_for_slot(timeout_s - (self._clock() - began))
+            await self._wait_for_slot(job, timeout_s - (self._clock() - began))
         except JobError as error:
             # An image that can't be decoded here is no better elsewhere.
             retriable = error.code not in (ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE)
@@ -168,14 +169,14 @@ class CloudRoute:
             outcome = await self._request(job, body, headers, timeout_s - (running - began))
         finally:
             self._running -= 1
-            self._slots.release()
+            self._slots.give()
         return replace(outcome, queue_s=running - began, run_s=self._clock() - running)
 
-    async def _wait_for_slot(self, timeout_s: float) -> None:
+    async def _wait_for_slot(self, job: Job, timeout_s: float) -> None:
         self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
-                await self._slots.acquire()
+                await self._slots.take(job.priority, job.deadline_at)
         except TimeoutError:
             raise JobError(
                 ErrorCode.ENDPOINT_ERROR,

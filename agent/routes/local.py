@@ -16,6 +16,7 @@ from agent.routes.messages import (
     ModelSpec,
     Placed,
     Prepare,
+    Reply,
     Request,
     Run,
     RunImage,
@@ -23,6 +24,9 @@ from agent.routes.messages import (
 from agent.routes.pool import LOAD_TIMEOUT_S, Placement, Result, WorkerPool
 from agent.routes.process import WorkerDiedError, WorkerProcess
 from policies import api
+
+# Something else may have killed the process: the model is to blame if it happens again.
+PROBES = 2
 
 
 class LocalRoute:
@@ -149,6 +153,9 @@ class LocalRoute:
         if settings is None or job.image is None:
             raise _takes_no_images(job.model)
         image = job.image
+        if settings.size is None and job.model in self._refused:
+            # Only the model could tell the size.
+            raise JobError(ErrorCode.MODEL_ERROR, self._refused[job.model])
 
         def place(arena: Arena, slot: int) -> Request:
             arena.write([image])
@@ -211,19 +218,23 @@ async def probe(
     for name, model in models.items():
         if model.path is None:
             continue
-        if process.pid is None:
-            process.start()
-        try:
-            reply = await process.ask(Load(_spec(name, model)), LOAD_TIMEOUT_S)
-        except (WorkerDiedError, TimeoutError) as error:
-            how = "hangs" if isinstance(error, TimeoutError) else "kills"
-            refused[name] = f"model '{name}': {model.path} {how} the interpreter"
-            await process.stop()
-            continue
+        reply: Reply | None = None
+        how = ""
+        for _ in range(PROBES):
+            if process.pid is None:
+                process.start()
+            try:
+                reply = await process.ask(Load(_spec(name, model)), LOAD_TIMEOUT_S)
+                break
+            except (WorkerDiedError, TimeoutError) as error:
+                how = "hangs" if isinstance(error, TimeoutError) else "kills"
+                await process.stop()
         if isinstance(reply, Loaded):
             sound[name] = reply
         elif isinstance(reply, Failed):
             refused[name] = reply.message
+        else:
+            refused[name] = f"model '{name}': {model.path} {how} the interpreter"
     await process.stop()
     return sound, refused
 

@@ -8,6 +8,7 @@ memory are inherited descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import resource
@@ -175,8 +176,10 @@ def main() -> None:
     connection = socket.socket(fileno=socket_descriptor)
     worker = Worker([Arena(descriptor) for descriptor in memory_descriptors])
     decoder = msgspec.msgpack.Decoder(Request)
-    while received := connection.recv(MAX_MESSAGE_BYTES):
-        connection.send(msgspec.msgpack.encode(worker.answer(decoder.decode(received))))
+    # The daemon may die at any moment.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while received := connection.recv(MAX_MESSAGE_BYTES):
+            connection.send(msgspec.msgpack.encode(worker.answer(decoder.decode(received))))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,28 @@ class Sampler:
         self._battery: Battery | None = None
         self._cpu_ratio: float | None = None
         self._reach: dict[str, Reach] = {}
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Read until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read_battery())
             tasks.create_task(self._read_cpu())
-            for name, endpoint in self._endpoints.items():
-                tasks.create_task(self._probe(name, endpoint))
+            while True:
+                self._changed.clear()
+                probes = [
+                    tasks.create_task(self._probe(name, endpoint))
+                    for name, endpoint in self._endpoints.items()
+                ]
+                await self._changed.wait()
+                for probe in probes:
+                    probe.cancel()
+
+    def use_endpoints(self, endpoints: Mapping[str, Endpoint]) -> None:
+        """Probe these from now on."""
+        self._endpoints = endpoints
+        self._reach = {name: reach for name, reach in self._reach.items() if name in endpoints}
+        self._changed.set()
 
     @property
     def device(self) -> api.Device:

@@ -64,7 +64,12 @@ class RejectedJobError(JobError):
 
 
 def decode_job(
-    model: str, message: Message, *, now: float, default_deadline_s: float, max_bytes: int
+    model: str,
+    message: Message,
+    *,
+    now: float,
+    default_deadline_s: float,
+    max_bytes: int,
 ) -> Job:
     """Decode a payload into a job: OIP JSON, OIP binary, or an encoded image.
 
@@ -106,6 +111,7 @@ def decode_job(
     deadline_ms = parameters.deadline_ms
     return Job(
         id=job_id or make_id(),
+        named=job_id is not None,
         model=model,
         received_at=now,
         deadline_at=now + (default_deadline_s if deadline_ms is None else deadline_ms / 1000),
@@ -139,6 +145,8 @@ def encode_answer(answer: Answer, *, binary: bool = False) -> tuple[bytes, int |
     if answer.error is not None:
         error = answer.error
         parameters["code"] = error.code.value
+        if error.retry_after_s is not None:
+            parameters["retry_after_ms"] = round(error.retry_after_s * 1000)
         body = {"id": answer.id, "error": error.message, "parameters": parameters}
         return msgspec.json.encode(body), None
     head = {"id": answer.id, "model_name": answer.model, "parameters": parameters}

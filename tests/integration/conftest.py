@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
+import threading
 from pathlib import Path
 
 import aiohttp
@@ -28,9 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Serving:
     """A daemon that serves, and a client of its HTTP port."""
 
-    def __init__(self, daemon: Daemon, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, daemon: Daemon, running: asyncio.Task[None], http: aiohttp.ClientSession
+    ) -> None:
         self.daemon = daemon
+        self._running = running
         self._http = http
+
+    async def stop(self) -> None:
+        """Tell it to stop, as SIGTERM does, and wait until it has."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        await self._running
 
     @property
     def workers(self) -> list[int]:
@@ -62,7 +72,8 @@ async def serve(program):
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WAIT_S)) as http:
 
         async def start(config: Path, heard_by=program) -> Serving:
-            daemon = Daemon(load(config, environ={}))
+            read = functools.partial(load, config, environ={})
+            daemon = Daemon(read(), read)
             running = asyncio.create_task(daemon.run())
             tasks.append(running)
             online = asyncio.create_task(heard_by.status("online"))
@@ -71,7 +82,7 @@ async def serve(program):
                 online.cancel()
                 running.result()
             await online
-            return Serving(daemon, http)
+            return Serving(daemon, running, http)
 
         yield start
         for task in tasks:
@@ -97,3 +108,65 @@ def frozen():
                     os.kill(pid, signal.SIGCONT)
 
     return freeze
+
+
+class Commits:
+    """The disk, which a test makes wait or fail."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._permits = threading.Semaphore(0)
+        self._tried = asyncio.Event()
+        self._over = asyncio.Event()
+
+    @contextlib.contextmanager
+    def held(self, serving: Serving):
+        """Let no commit through for the time of a block, but by `let_one`."""
+        database = serving.daemon.store._database
+        write = database.write
+
+        def wait(batch):
+            self._loop.call_soon_threadsafe(self._tried.set)
+            self._permits.acquire()
+            written = write(batch)
+            self._loop.call_soon_threadsafe(self._over.set)
+            return written
+
+        database.write = wait
+        try:
+            yield
+        finally:
+            database.write = write
+            self._permits.release()
+
+    @contextlib.contextmanager
+    def failing(self, serving: Serving, error: Exception):
+        """Have every commit fail for the time of a block."""
+        database = serving.daemon.store._database
+        write = database.write
+
+        def fail(batch):
+            raise error
+
+        database.write = fail
+        try:
+            yield
+        finally:
+            database.write = write
+
+    async def tried(self) -> None:
+        """Wait until a commit is held up."""
+        async with asyncio.timeout(WAIT_S):
+            await self._tried.wait()
+
+    async def let_one(self) -> None:
+        """Let one commit through, and wait until it is over."""
+        self._over.clear()
+        self._permits.release()
+        async with asyncio.timeout(WAIT_S):
+            await self._over.wait()
+
+
+@pytest.fixture
+async def commits() -> Commits:
+    return Commits()

@@ -5,6 +5,7 @@ import json
 
 PUBACK = r"Received PUBACK from edgewise-\S+ \(Mid: (\d+)"
 HANDED_OVER = r"Sending PUBLISH to edgewise-\S+ \(d\d, q1, r\d, m(\d+), '\S+/jobs/"
+STATE = r"Received PUBLISH from edgewise-.*/state'"
 PACKETS = ("log_type all",)
 
 
@@ -62,54 +63,68 @@ async def test_an_answer_made_while_the_broker_is_away_is_published_when_it_is_b
     assert digits.read(await after.answer("kept")) == cloud.says
 
 
-async def test_jobs_are_acknowledged_in_the_order_of_receipt_each_after_its_answer(
-    serve, configure, connect, start_broker, digits, cloud
+async def test_jobs_are_acknowledged_in_the_order_of_receipt_once_they_are_on_disk(
+    serve, configure, connect, start_broker, digits, cloud, commits
 ):
     broker = start_broker(*PACKETS)
     program = await connect(broker)
-    await serve(configure(at=broker, cloud=cloud), heard_by=program)
+    serving = await serve(configure(at=broker, cloud=cloud), heard_by=program)
     cloud.behaviour = "hang"
-    await program.submit("digits", digits.job("first", placement="only_cloud"))
-    await cloud.saw("first")
-    for job_id in ("second", "third"):
-        await program.submit("digits", digits.job(job_id))
-        await program.answer(job_id)
-    # The broker has had these answers, and no acknowledgement came before them.
-    await broker.logged("Received PUBLISH from edgewise-.*/results/third")
-    assert broker.lines(PUBACK) == []
-    cloud.release("first")
-    await program.answer("first")
+    with commits.held(serving):
+        await program.submit("digits", digits.job("first", placement="only_cloud"))
+        await cloud.saw("first")
+        for job_id in ("second", "third"):
+            await program.submit("digits", digits.job(job_id, placement="only_cloud"))
+            await cloud.saw(job_id)
+        # They run already, and the broker could still give them to another start of the daemon.
+        assert broker.lines(PUBACK) == []
     mids = await broker.logged(HANDED_OVER, 3)
     assert await broker.logged(PUBACK, 3) == mids
+    for job_id in ("third", "second", "first"):
+        cloud.release(job_id)
+        await program.answer(job_id)
+
+
+async def test_an_answer_is_on_disk_before_it_is_published(
+    serve, configure, program, digits, commits
+):
+    serving = await serve(configure())
+    with commits.held(serving):
+        await program.submit("digits", digits.job("kept"))
+        await program.progress("kept", "started")
+        await commits.tried()
+        assert program.on("results/kept") == []
+    assert digits.read(await program.answer("kept")) == "3"
 
 
 async def test_the_ack_of_an_older_connection_touches_no_job_of_the_next(
-    serve, configure, connect, start_broker, digits, cloud
+    serve, configure, connect, start_broker, digits, cloud, commits
 ):
     broker = start_broker(*PACKETS)
     before = await connect(broker)
-    await serve(configure(at=broker, cloud=cloud), heard_by=before)
+    config = configure(at=broker, cloud=cloud, device={"state_interval_s": 0.05})
+    serving = await serve(config, heard_by=before)
     cloud.behaviour = "hang"
-    await before.submit("digits", digits.job("old", placement="only_cloud"))
-    await cloud.saw("old")
-    broker.stop()
-    broker.start()
-    after = await connect(broker)
-    await after.status("online")
-    await after.submit("digits", digits.job("new", placement="only_cloud"))
-    await cloud.saw("new")
-    # The broker began to count again: both deliveries have the same message id.
-    old, new = await broker.logged(HANDED_OVER, 2)
-    assert old == new
-    cloud.release("old")
-    await after.answer("old")
-    await after.submit("digits", digits.job("behind"))
-    await after.answer("behind")
-    await broker.logged("Received PUBLISH from edgewise-.*/results/behind")
-    assert broker.lines(PUBACK) == []
-    cloud.release("new")
-    await after.answer("new")
+    with commits.held(serving):
+        await before.submit("digits", digits.job("old", placement="only_cloud"))
+        await commits.tried()
+        broker.stop()
+        broker.start()
+        after = await connect(broker)
+        await after.status("online")
+        await after.submit("digits", digits.job("new", placement="only_cloud"))
+        await cloud.saw("new")
+        # The broker began to count again: both deliveries have the same message id.
+        old, new = await broker.logged(HANDED_OVER, 2)
+        assert old == new
+        await commits.let_one()
+        published = len(broker.lines(STATE))
+        await broker.logged(STATE, published + 2)
+        assert broker.lines(PUBACK) == []
     assert (await broker.logged(PUBACK))[0] == new
+    for job_id in ("old", "new"):
+        cloud.release(job_id)
+        await after.answer(job_id)
 
 
 async def test_a_job_sent_again_after_the_broker_lost_it_is_not_run_again(

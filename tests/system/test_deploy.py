@@ -173,9 +173,8 @@ def test_the_scrape_example_reads_where_the_daemon_listens():
 
 
 def test_the_dashboard_names_only_metrics_that_the_daemon_exports(configure):
-    exported = {
-        family.name for family in Daemon(load(configure(), environ={})).metrics.registry.collect()
-    }
+    config = load(configure(), environ={})
+    exported = {family.name for family in Daemon(config, lambda: config).metrics.registry.collect()}
     named = set(re.findall(r"edgewise_\w+", DASHBOARD.read_text()))
     # A family's name is without what its kind adds to its series'.
     assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in named} <= exported

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +15,17 @@ from hypothesis import HealthCheck, settings
 
 from agent import events
 from agent.config import Device, Endpoint, Energy, Model
+from agent.config import Limits as JobLimits
+from agent.config import Store as StoreSettings
 from agent.estimate import Estimates
-from agent.job import ErrorCode, Job, JobError, Outcome
+from agent.job import Answer, Asker, ErrorCode, Job, JobError, Outcome
+from agent.lifecycle import Lifecycle
 from agent.plugins import LoadedPolicy
 from agent.router.decider import Decider
 from agent.router.router import Router
 from agent.sensors.sampler import Sampler
+from agent.store import Store, timeline
+from agent.store.database import Batch, Database, Limits, Written
 from agent.wire import tensors
 from policies.fixed import PreferLocal
 
@@ -34,11 +41,14 @@ settings.load_profile("unit")
 ALL_EVENTS = (
     events.BadMessage,
     events.Received,
+    events.Accepted,
     events.Decided,
     events.PolicyFailed,
     events.Started,
     events.Attempted,
     events.Retrying,
+    events.Deferred,
+    events.Committed,
     events.Answered,
 )
 
@@ -97,6 +107,31 @@ class FakeRoute:
         return await done if asyncio.iscoroutine(done) else done
 
 
+class Disk(Database):
+    """A real file that fails or hangs when told, and notes what is written."""
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.failures: list[Exception] = []  # of the next writes
+        self.batches: list[Batch] = []
+        self.may_write = threading.Event()
+        self.may_write.set()
+        self.is_asked = threading.Event()  # to write something
+
+    def write(self, batch: Batch) -> Written:
+        self.is_asked.set()
+        assert self.may_write.wait(10)
+        if self.failures:
+            raise self.failures.pop(0)
+        written = super().write(batch)
+        self.batches.append(batch)
+        return written
+
+    def rows(self, statement: str, *values: Any) -> list[Any]:
+        """Look into the file."""
+        return self._connected().execute(statement, values).fetchall()
+
+
 class Recorder:
     """Every event, in order."""
 
@@ -134,7 +169,6 @@ def build_router(clock):
         policy: Any = None,
         *,
         endpoints: tuple[str, ...] = ("lab",),
-        max_jobs: int = 100,
         timeout_s: float = 60.0,
         models: Mapping[str, Model] | None = None,
     ) -> SimpleNamespace:
@@ -156,12 +190,11 @@ def build_router(clock):
             sampler=sampler,
             events=observed,
             power=Energy(),
-            max_jobs=max_jobs,
             clock=clock,
         )
         return SimpleNamespace(
             run=router.run,
-            cancel=router.cancel,
+            stop=router.stop,
             router=router,
             local=local,
             cloud=clouds[0] if clouds else None,
@@ -170,10 +203,117 @@ def build_router(clock):
             decider=decider,
             estimates=estimates,
             sampler=sampler,
+            observed=observed,
             events=recorder,
         )
 
     return build
+
+
+@pytest.fixture
+async def open_store(tmp_path, clock):
+    """Open a store, its disk at `disk`, and what it emits at `told`; the test's clock is its own.
+
+    Opened again after `close`, it is as after a restart of the daemon within the same boot.
+    """
+    opened = []
+
+    async def open_one(
+        folder: Any = tmp_path, *, ttl_s: float = 60.0, start: bool = True, **settings: Any
+    ) -> Store:
+        known = StoreSettings(**{"synchronous": "off", **settings})
+        limits = Limits(known.max_jobs, known.max_bytes, known.max_decisions)
+        resume = partial(timeline.resume, clock=clock, wall=lambda: 1.7e9)
+        observed = events.Events()
+        disk = Disk(folder, known.synchronous, limits, resume)
+        store = Store(folder, known, ttl_s, observed, database=disk)
+        store.disk, store.observed, store.told = disk, observed, Recorder(observed)
+        opened.append(store)
+        if start:
+            await store.start()
+        return store
+
+    yield open_one
+    for store in opened:
+        if not store._closing:
+            store.disk.may_write.set()
+            await store.close()
+
+
+@pytest.fixture
+def until():
+    """Let the loop turn until something holds that nothing tells of."""
+
+    async def wait(holds: Callable[[], Any]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+    return wait
+
+
+class Served:
+    """A lifecycle over a real store and a router of fakes, and the answers it got out."""
+
+    def __init__(
+        self, built: SimpleNamespace, store: Store, limits: JobLimits, clock: Clock
+    ) -> None:
+        self.built = built
+        self.store = store
+        self.events = built.events
+        self.lifecycle = Lifecycle(built.router, store, built.observed, limits, clock=clock)
+        self.lifecycle.outbox.connect(self._deliver)
+        self.delivered: list[tuple[Answer, Asker]] = []
+        self.taken: list[str] = []
+        self.may_deliver = asyncio.Event()
+        self.may_deliver.set()
+        self._changed = asyncio.Condition()
+
+    def submit(self, job: Job, asker: Asker | None = None) -> None:
+        self.lifecycle.submit(
+            job, asker or Asker(), intake="mqtt", taken=lambda: self.taken.append(job.id)
+        )
+
+    async def answer(self, job_id: str) -> Answer:
+        """Wait for a job's answer."""
+        async with asyncio.timeout(10), self._changed:
+            await self._changed.wait_for(lambda: self.answers(job_id))
+        return self.answers(job_id)[0]
+
+    def answers(self, job_id: str) -> list[Answer]:
+        return [answer for answer, _ in self.delivered if answer.id == job_id]
+
+    async def _deliver(self, answer: Answer, asker: Asker) -> None:
+        await self.may_deliver.wait()
+        async with self._changed:
+            self.delivered.append((answer, asker))
+            self._changed.notify_all()
+
+
+@pytest.fixture
+async def serve(build_router, open_store, clock):
+    """Build a lifecycle; `looking_after` has it look after the jobs on disk too."""
+    tasks = []
+
+    async def build(
+        policy: Any = None, *, looking_after: bool = False, ttl_s: float = 60.0, **limits: Any
+    ) -> Served:
+        served = Served(
+            build_router(policy), await open_store(ttl_s=ttl_s), JobLimits(**limits), clock
+        )
+        if looking_after:
+            tasks.append(asyncio.create_task(served.lifecycle.run()))
+        tasks.append(served)
+        return served
+
+    yield build
+    for each in reversed(tasks):
+        if isinstance(each, Served):
+            if not each.store._closing:
+                await each.lifecycle.drain(0.0)
+        else:
+            each.cancel()
+            await asyncio.gather(each, return_exceptions=True)
 
 
 @pytest.fixture

@@ -196,7 +196,8 @@ def test_a_gauge_without_a_reading_exports_no_series(counted):
 def test_a_sensor_that_the_device_lacks_exports_no_series(tmp_path):
     path = tmp_path / "edgewise.toml"
     path.write_text("[endpoints.lab]\nurl = 'http://127.0.0.1:9'\n")
-    daemon = Daemon(load(path, {}))
+    config = load(path, {})
+    daemon = Daemon(config, lambda: config)
     registry = daemon.metrics.registry
     sensed = {
         "edgewise_battery_charge_ratio",

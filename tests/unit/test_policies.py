@@ -16,7 +16,9 @@ from policies.testing import check_policy, cloud, every_situation, local, situat
 from policies.threshold import Threshold
 
 BUILT_IN = ["cloud", "local", "prefer-cloud", "prefer-local", "threshold"]
+SMALL = JobTraits(model="digits", input_bytes=256, deadline_s=1.0)
 LARGE = JobTraits(model="digits", input_bytes=2001, deadline_s=1.0)
+WAITS = replace(SMALL, deferrable=True)
 LOW = {"battery_charge_ratio": 0.1, "battery_discharging": True}
 
 
@@ -131,6 +133,31 @@ def test_threshold_stays_where_the_cloud_is_closed(decide):
     plan = decide(situation(local(), cloud(closed="private"), **LOW))
     assert plan.route == "local"
     assert plan.why is not Why.BATTERY_LOW
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        [],
+        [cloud(closed="left alone")],
+        [cloud(rtt_s=0.2)],
+    ],
+)
+def test_threshold_has_a_job_that_may_wait_do_so_while_the_battery_is_low(decide, away):
+    plan = decide(situation(local(), *away, job=WAITS, **LOW))
+    assert (plan.route, plan.why, plan.defer_s) == (None, Why.BATTERY_LOW, threshold.DEFER_S)
+    assert plan.reasons[0].name == "battery_charge_ratio"
+
+
+def test_threshold_takes_the_cloud_for_a_job_that_may_wait(decide):
+    plan = decide(situation(job=WAITS, **LOW))
+    assert (plan.route, plan.why, plan.defer_s) == ("cloud:lab", Why.BATTERY_LOW, None)
+
+
+@pytest.mark.parametrize("readings", [{}, {"cpu_utilization_ratio": 0.95}])
+def test_threshold_has_no_job_wait_while_the_battery_is_full(decide, readings):
+    plan = decide(situation(local(), job=WAITS, battery_charge_ratio=0.9, **readings))
+    assert (plan.route, plan.defer_s) == ("local", None)
 
 
 def test_threshold_takes_a_far_endpoint_rather_than_none(decide):

@@ -1,4 +1,4 @@
-"""How a job ends early: its deadline, a cancel, or a router that has enough to do."""
+"""How a run of a job ends early: its deadline, or a stop; and how it ends without an answer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import asyncio
 
 import pytest
 
-from agent.events import Answered
-from agent.job import ErrorCode, Placement
+from agent.events import Decided
+from agent.job import Answer, Deferral, ErrorCode, JobError, Placement
+from policies.api import Plan, Why
 from policies.fixed import Cloud
+
+CANCELLED = JobError(ErrorCode.CANCELLED, "job 'j1' was cancelled")
+LEFT_ALONE = JobError(ErrorCode.ENDPOINT_ERROR, "endpoint 'lab' is left alone")
+REFUSED = JobError(ErrorCode.MODEL_ERROR, "the model's file is broken")
 
 
 def code(answer):
@@ -51,20 +56,17 @@ async def test_a_cloud_attempt_leaves_time_for_the_local_route(build_router, mak
     assert built.cloud.timeouts == pytest.approx([0.5, 0.78, 1.0])
 
 
-async def test_a_running_job_can_be_cancelled(build_router, make_job):
+async def test_a_running_job_can_be_stopped_with_the_error_to_answer(build_router, make_job):
     built = build_router()
     built.local.does = hang
     task = asyncio.create_task(built.run(make_job()))
     await built.local.began.wait()
-    built.cancel("j1")
-    built.cancel("j1")
-    answer = await task
-    assert code(answer) is ErrorCode.CANCELLED
-    assert len(built.events.of(Answered)) == 1
-    assert built.router.unfinished == 0
+    built.stop("j1", CANCELLED)
+    built.stop("j1", JobError(ErrorCode.OVERLOADED, "too late"))
+    assert (await task).error is CANCELLED
 
 
-async def test_after_a_cancel_the_jobs_task_goes_on(build_router, make_job):
+async def test_after_a_stop_the_jobs_task_goes_on(build_router, make_job):
     built = build_router()
     built.local.does = hang
 
@@ -74,20 +76,20 @@ async def test_after_a_cancel_the_jobs_task_goes_on(build_router, make_job):
 
     task = asyncio.create_task(run_and_publish())
     await built.local.began.wait()
-    built.cancel("j1")
+    built.stop("j1", CANCELLED)
     assert await task == 0
 
 
-async def test_a_job_can_be_cancelled_before_it_begins(build_router, make_job):
+async def test_a_job_can_be_stopped_before_it_begins(build_router, make_job):
     built = build_router()
     task = asyncio.create_task(built.run(make_job()))
-    built.cancel("j1")
-    assert code(await task) is ErrorCode.CANCELLED
+    built.stop("j1", CANCELLED)
+    assert (await task).error is CANCELLED
     assert built.local.seen == []
     assert code(await built.run(make_job())) is None
 
 
-async def test_a_shutdown_is_no_cancel_and_gives_no_answer(build_router, make_job):
+async def test_a_shutdown_is_no_stop_and_gives_no_answer(build_router, make_job):
     built = build_router()
     built.local.does = hang
     task = asyncio.create_task(built.run(make_job()))
@@ -95,18 +97,98 @@ async def test_a_shutdown_is_no_cancel_and_gives_no_answer(build_router, make_jo
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert built.events.of(Answered) == []
-    assert built.router.unfinished == 0
+    built.local.answers()
+    assert code(await built.run(make_job())) is None
 
 
-async def test_more_unfinished_jobs_than_the_limit_are_answered_overloaded(build_router, make_job):
-    built = build_router(max_jobs=1)
-    built.local.does = hang
-    first = asyncio.create_task(built.run(make_job("first")))
-    await built.local.began.wait()
-    answer = await built.run(make_job("second"))
-    assert code(answer) is ErrorCode.OVERLOADED
-    assert "limits.max_waiting_jobs is 1" in answer.error.message
-    assert built.router.unfinished == 1
-    built.cancel("first")
-    await first
+async def test_earlier_attempts_of_a_job_count_on(build_router, make_job):
+    built = build_router()
+    built.local.fails("model_error")
+    answer = await built.run(make_job(), attempts=3)
+    assert (answer.account.route, answer.account.attempts) == ("cloud", 5)
+    assert [event.situation.job.attempts for event in built.events.of(Decided)] == [3, 4]
+
+
+async def test_a_deferrable_job_without_an_open_route_waits(build_router, make_job):
+    built = build_router(Cloud())
+    built.cloud.closed = LEFT_ALONE
+    job = make_job(deferrable=True, placement=Placement.ONLY_CLOUD)
+    assert await built.run(job, attempts=2) == Deferral(job, LEFT_ALONE.message, attempts=2)
+    assert built.events.of(Decided) == []
+
+
+async def test_a_deferrable_job_whose_attempts_failed_waits_with_these_counted(
+    build_router, make_job
+):
+    built = build_router(Cloud(), endpoints=("lab", "far"))
+    for cloud in built.clouds:
+        cloud.fails("endpoint_error")
+    built.local.closed = REFUSED
+    deferral = await built.run(make_job(deferrable=True))
+    assert isinstance(deferral, Deferral)
+    assert (deferral.reason, deferral.attempts) == ("cloud:lab failed", 2)
+
+
+async def test_a_job_that_may_not_wait_is_answered_where_another_is_deferred(
+    build_router, make_job
+):
+    built = build_router()
+    built.cloud.closed = LEFT_ALONE
+    answer = await built.run(make_job(placement=Placement.ONLY_CLOUD))
+    assert answer.error is LEFT_ALONE
+
+
+async def test_a_job_that_waiting_would_not_help_is_answered_though_it_may_wait(
+    build_router, make_job
+):
+    built = build_router()
+    built.local.fails("model_error")
+    answer = await built.run(make_job(deferrable=True, private=True))
+    assert isinstance(answer, Answer)
+    assert code(answer) is ErrorCode.MODEL_ERROR
+
+
+async def test_a_job_past_its_deadline_is_answered_though_it_may_wait(
+    build_router, make_job, clock
+):
+    built = build_router()
+    built.cloud.closed = LEFT_ALONE
+    job = make_job(deferrable=True, placement=Placement.ONLY_CLOUD, deadline_at=clock.now)
+    assert code(await built.run(job)) is ErrorCode.DEADLINE_EXCEEDED
+
+
+async def test_a_policy_may_have_a_deferrable_job_wait(build_router, make_job):
+    class Patient:
+        def decide(self, situation):
+            return Plan(None, Why.BATTERY_LOW, defer_s=60.0)
+
+    built = build_router(Patient())
+    job = make_job(deferrable=True)
+    deferral = await built.run(job)
+    assert deferral == Deferral(job, "policy 'mine': battery_low", 0, 60.0)
+    assert [event.plan.defer_s for event in built.events.of(Decided)] == [60.0]
+    assert built.local.seen == []
+
+
+async def test_a_policy_that_would_wait_after_a_failure_leaves_that_failure_as_the_answer(
+    build_router, make_job
+):
+    class GivesUp:
+        def decide(self, situation):
+            if situation.job.attempts:
+                return Plan(None, Why.BATTERY_LOW, defer_s=60.0)
+            return Plan("local")
+
+    built = build_router(GivesUp())
+    built.local.fails("model_error")
+    assert code(await built.run(make_job(deferrable=True))) is ErrorCode.MODEL_ERROR
+
+
+async def test_a_route_is_open_to_a_job_that_its_terms_and_its_state_let_in(build_router, make_job):
+    built = build_router()
+    built.cloud.closed = LEFT_ALONE
+    assert built.router.is_open(make_job())
+    assert not built.router.is_open(make_job(placement=Placement.ONLY_CLOUD))
+    built.cloud.closed = None
+    assert built.router.is_open(make_job(placement=Placement.ONLY_CLOUD))
+    assert not built.router.is_open(make_job(endpoint="lab", private=True))

@@ -1,0 +1,165 @@
+"""The decision log: each decision is published once, and kept with what came of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agent.decisions import DecisionLog
+from agent.events import Answered, Attempted, Decided, Deferred, Events
+from agent.job import Answer, ErrorCode, JobError, Outcome
+from policies.api import Plan, Term, Why
+from policies.testing import situation
+
+NOW = 1.7e9
+
+
+class Kept:
+    """Stands in for the store."""
+
+    def __init__(self):
+        self.entries = []
+
+    def log_decision(self, job_id, decided, body):
+        self.entries.append((job_id, decided, json.loads(body)))
+
+
+class Log:
+    """A decision log, what it published, and what it had the store keep."""
+
+    def __init__(self):
+        self.published = []
+        self.store = Kept()
+        self._events = Events()
+        self._wall = NOW
+        log = DecisionLog(
+            self.store, lambda body: self.published.append(json.loads(body)), wall=self.wall
+        )
+        log.observe(self._events)
+
+    def wall(self):
+        self._wall += 1.0
+        return self._wall
+
+    def emit(self, *events):
+        for event in events:
+            self._events.emit(event)
+
+    @property
+    def outcomes(self):
+        return [entry["outcome"] for _, _, entry in self.store.entries]
+
+    @property
+    def routes(self):
+        return [entry["decision"]["route"] for _, _, entry in self.store.entries]
+
+
+@pytest.fixture
+def decisions():
+    return Log()
+
+
+def decided(job, plan=None):
+    return Decided(job, "mine", situation(), plan or Plan("local"), 0.001)
+
+
+def attempted(job, plan=None, **outcome):
+    plan = plan or Plan("local")
+    done = Outcome(queue_s=0.1, run_s=0.25, bytes_up=7, bytes_down=8, **outcome)
+    return Attempted(job, situation(), plan, done, 0.4, 0.5, done.cost)
+
+
+def answered(job):
+    return Answered(job, Answer(job.id, job.model))
+
+
+def test_a_decision_is_published_as_it_is_taken_with_every_candidate(decisions, make_job):
+    terms = (Term("battery_charge_ratio", 0.1, 0.3),)
+    plan = Plan("cloud:lab", Why.BATTERY_LOW, reasons=terms, propensity=0.5)
+    decisions.emit(decided(make_job(), plan))
+    (said,) = decisions.published
+    assert (said["id"], said["model"], said["policy"]) == ("j1", "digits", "mine")
+    assert (said["route"], said["endpoint"], said["reason"]) == ("cloud", "lab", "battery_low")
+    assert said["reasons"] == [{"name": "battery_charge_ratio", "value": 0.1, "weight": 0.3}]
+    assert (said["propensity"], said["defer_s"], said["time"]) == (0.5, None, NOW + 1)
+    assert [route["name"] for route in said["routes"]] == ["local", "cloud:lab"]
+    assert said["job"]["input_bytes"] == 256
+    assert said["device"]["battery_charge_ratio"] is None
+    assert decisions.store.entries == []
+
+
+def test_a_decision_is_kept_with_what_came_of_it(decisions, make_job):
+    job = make_job()
+    decisions.emit(decided(job), attempted(job, confidence=0.9, cost=0.0), answered(job))
+    ((job_id, when, entry),) = decisions.store.entries
+    assert (job_id, when) == ("j1", NOW + 1)
+    assert entry["decision"] == decisions.published[0]
+    assert entry["outcome"] == {
+        "latency_s": 0.4,
+        "queue_s": 0.1,
+        "run_s": 0.25,
+        "error": None,
+        "energy_j": 0.5,
+        "cost": 0.0,
+        "confidence": 0.9,
+        "bytes_up": 7,
+        "bytes_down": 8,
+    }
+
+
+def test_each_decision_of_a_job_is_published_and_kept_once(decisions, make_job):
+    job, failed = make_job(), JobError(ErrorCode.ENDPOINT_ERROR, "refused")
+    away = Plan("cloud:lab")
+    decisions.emit(decided(job, away), attempted(job, away, error=failed))
+    decisions.emit(decided(job), attempted(job), answered(job))
+    assert [said["route"] for said in decisions.published] == ["cloud", "local"]
+    assert decisions.routes == ["cloud", "local"]
+    assert [outcome["error"] for outcome in decisions.outcomes] == ["endpoint_error", None]
+
+
+def test_decisions_of_several_jobs_keep_apart(decisions, make_job):
+    one, other = make_job("one"), make_job("other")
+    decisions.emit(decided(one), decided(other, Plan("cloud:lab")))
+    decisions.emit(attempted(other, confidence=0.5), attempted(one, confidence=0.75))
+    assert [job_id for job_id, _, _ in decisions.store.entries] == ["other", "one"]
+    assert [outcome["confidence"] for outcome in decisions.outcomes] == [0.5, 0.75]
+    assert decisions.routes == ["cloud", "local"]
+
+
+def test_a_decision_that_rejects_a_job_is_kept_without_an_attempt(decisions, make_job):
+    job = make_job()
+    decisions.emit(decided(job, Plan(None, Why.REJECTED)), answered(job))
+    assert decisions.outcomes == [None]
+    assert decisions.routes == [None]
+
+
+def test_a_decision_that_defers_a_job_is_kept_without_an_attempt(decisions, make_job):
+    job = make_job(deferrable=True)
+    plan = Plan(None, Why.BATTERY_LOW, defer_s=60.0)
+    decisions.emit(decided(job, plan), Deferred(job, "policy 'mine': battery_low"))
+    ((_, _, entry),) = decisions.store.entries
+    assert (entry["decision"]["defer_s"], entry["outcome"]) == (60.0, None)
+
+
+def test_a_decision_whose_attempt_was_cut_off_is_kept(decisions, make_job):
+    job = make_job()
+    decisions.emit(decided(job), answered(job))
+    assert decisions.outcomes == [None]
+
+
+def test_an_answer_without_a_decision_keeps_nothing(decisions, make_job):
+    decisions.emit(answered(make_job()))
+    assert decisions.published == decisions.store.entries == []
+
+
+async def test_what_the_router_decides_is_logged_to_the_last_attempt(build_router, make_job):
+    built = build_router()
+    log = Log()
+    DecisionLog(
+        log.store, lambda body: log.published.append(json.loads(body)), wall=log.wall
+    ).observe(built.observed)
+    built.local.fails("model_error")
+    await built.run(make_job())
+    assert [said["route"] for said in log.published] == ["local", "cloud"]
+    assert [outcome["error"] for outcome in log.outcomes] == ["model_error", None]
