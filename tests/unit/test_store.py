@@ -11,7 +11,16 @@ import pytest
 from agent.events import Committed
 from agent.job import Answer, Asker, ErrorCode, JobError, Placement
 from agent.life import Move, State, after
-from agent.store import AT_ONCE_S, LATER_S, OUTBOX, SOON_S, LockedError, StoreError, probe_of
+from agent.store import (
+    AT_ANY_RATE,
+    AT_ONCE_S,
+    LATER_S,
+    OUTBOX,
+    SOON_S,
+    LockedError,
+    StoreError,
+    probe_of,
+)
 from agent.store import store as stores
 from agent.store.database import NAME
 
