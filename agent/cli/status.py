@@ -67,7 +67,10 @@ def _print(device: str, seen: dict[str, Any]) -> None:
     for name, reach in state["endpoints"].items():
         console.print(f"  endpoint {name:15} {_reach(reach)}")
     console.print(f"  {'policy':24} {state['policy']}")
-    console.print(f"  {'unfinished jobs':24} {state['jobs']['unfinished']}")
+    jobs = state["jobs"]
+    console.print(f"  {'unfinished jobs':24} {jobs['unfinished']}{_paused(state)}")
+    stored = ", ".join(f"{count} {name}" for name, count in jobs["stored"].items() if count)
+    console.print(f"  {'stored jobs':24} {stored or 0}")
     table = Table("model", "route", "mean ms", "p95 ms", "failures", "energy J", "jobs", box=None)
     for model, known in state["models"].items():
         for route, estimate in known["routes"].items():
@@ -81,6 +84,10 @@ def _print(device: str, seen: dict[str, Any]) -> None:
                 str(estimate["samples"]),
             )
     console.print(table)
+
+
+def _paused(state: dict[str, Any]) -> str:
+    return ", paused" if state["paused"] else ""
 
 
 def _reach(reach: dict[str, Any]) -> str:
