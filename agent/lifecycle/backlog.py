@@ -13,8 +13,11 @@ from itertools import islice
 from agent.router.router import Router
 from agent.store import AT_ANY_RATE, OUTBOX, Record, Store, probe_of
 
-# Jobs of the backlog that are under way at a time, and answers that are on their way out.
+# Deferrable jobs of the backlog that are under way at a time, others, and answers on their way out.
 JOBS_AT_ONCE = 16
+OTHERS_AT_ONCE = 64
+# No more of them begin in a second: fresh jobs want their share of the processor.
+JOBS_PER_S = 100.0
 ANSWERS_AT_ONCE = 64
 # Lanes that are looked at: a requester may name any endpoint, and so make any number.
 LANES_AT_ONCE = 256
@@ -42,6 +45,7 @@ class Backlog:
         self._lanes: dict[str, _Lane] = {}
         self._lane_of: dict[int, str] = {}
         self._suspect: int | None = None
+        self._next_at = 0.0
 
     def next_job(self, live: Container[int]) -> Record | None:
         """Give the job to go on with, by priority, deadline and receipt, or None for now.
@@ -52,22 +56,26 @@ class Backlog:
         Raises:
             StoreError: The store can't be read.
         """
-        if len(self._lane_of) >= JOBS_AT_ONCE:
-            return None
         now = self._clock()
         heads = [
             head
             for name in islice(self._store.lanes, LANES_AT_ONCE)
             if name != OUTBOX and self._is_open(name, now)
-            for head in self._heads(name, live)[:1]
+            for head in self._heads(name, live, now)[:1]
         ]
         best = min(heads, key=_rank, default=None)
         if best is not None:
+            if best.lane != AT_ANY_RATE:
+                self._next_at = now + 1 / JOBS_PER_S
             self._lanes[best.lane].out.add(best.n)
             self._lane_of[best.n] = best.lane
             if best.crashes:
                 self._suspect = best.n
         return best
+
+    def rest_s(self) -> float:
+        """Seconds until another job may begin, were one there."""
+        return max(self._next_at - self._clock(), 0.0)
 
     def next_answers(self, live: Container[int], on_the_way: int) -> list[Record]:
         """Give answers that are to be published, as many as fit beside those on the way."""
@@ -96,12 +104,26 @@ class Backlog:
 
     def _is_open(self, name: str, now: float) -> bool:
         lane = self._lanes.setdefault(name, _Lane())
-        if now < lane.shut_until or len(lane.out) >= lane.window:
+        if now < lane.shut_until:
             return False
-        return name == AT_ANY_RATE or self._router.is_open(probe_of(name, now=now))
+        if name == AT_ANY_RATE:
+            return len(lane.out) < OTHERS_AT_ONCE
+        others = self._lanes.get(AT_ANY_RATE)
+        deferred = len(self._lane_of) - (0 if others is None else len(others.out))
+        return (
+            now >= self._next_at
+            and deferred < JOBS_AT_ONCE
+            and len(lane.out) < lane.window
+            and self._router.is_open(probe_of(name, now=now))
+        )
 
-    def _heads(self, name: str, live: Container[int]) -> list[Record]:
-        found = self._store.reader.heads(name, self._store.now(), JOBS_AT_ONCE + 1)
+    def _heads(self, name: str, live: Container[int], now: float) -> list[Record]:
+        lane = self._lanes[name]
+        # Some may be in memory by now, those let out last for one; suspects may be passed over.
+        count = 4 + len(lane.out) + (JOBS_AT_ONCE if self._suspect is not None else 0)
+        found = self._store.reader.heads(name, self._store.now(), count)
+        if not found:
+            lane.shut_until = now + PAUSE_S  # all sleep; looking for one that does not costs time
         return [
             record
             for record in found

@@ -188,7 +188,9 @@ class Lifecycle:
                 log.warning("backlog_unreadable", error=str(error))
             await asyncio.sleep(0)  # others' turn, should there be more at once
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S if self._store.lanes else None):
+                # Pacing the backlog, else looking at what time alone may have changed.
+                rest_s = self._backlog.rest_s() or TICK_S
+                async with asyncio.timeout(rest_s if self._store.lanes else None):
                     await self._wake.wait()
 
     async def drain(self, grace_s: float) -> None:

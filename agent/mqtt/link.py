@@ -117,6 +117,7 @@ class Link:
         self._subscribed: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._unacked: deque[Delivery] = deque()
         self._flush_planned = False
+        self._writer_added = False
         self._descriptor = -1
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -276,9 +277,12 @@ class Link:
             return
         try:
             # Everything that is queued leaves in as few segments as it fits.
-            self._cork(held=True)
+            several = len(self._client._out_packet) > 1  # noqa: SLF001 - it tells no other way
+            if several:
+                self._cork(held=True)
             self._client.loop_write()
-            self._cork(held=False)
+            if several:
+                self._cork(held=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is over
             self._end(f"writing failed: {error}")
             return
@@ -286,8 +290,10 @@ class Link:
             return
         if self._client.want_write():
             self._loop.add_writer(self._descriptor, self._flush)
-        elif self._descriptor >= 0:
+            self._writer_added = True
+        elif self._writer_added:
             self._loop.remove_writer(self._descriptor)
+            self._writer_added = False
 
     async def _or_ended(self, future: asyncio.Future[Any]) -> Any:
         if self._ended.done():

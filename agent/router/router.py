@@ -145,23 +145,25 @@ class Router:
 
     def situation(self, job: Job, tried: Mapping[str, JobError], attempts: int = 0) -> Situation:
         """Take the snapshot that the job's next decision rests on."""
-        views, _ = self._views(job, tried)
-        return Situation(
-            job=api.JobTraits(
-                model=job.model,
-                input_bytes=job.input_bytes,
-                deadline_s=job.deadline_at - self._clock(),
-                priority=job.priority,
-                private=job.private,
-                placement=job.placement.value,
-                deferrable=job.deferrable,
-                max_cost=job.max_cost,
-                min_confidence=job.min_confidence,
-                attempts=attempts,
-            ),
-            device=self._sampler.device,
-            routes=views,
+        return self._look(job, tried, attempts)[0]
+
+    def _look(
+        self, job: Job, tried: Mapping[str, JobError], attempts: int
+    ) -> tuple[Situation, dict[str, JobError]]:
+        views, closed = self._views(job, tried)
+        traits = api.JobTraits(
+            model=job.model,
+            input_bytes=job.input_bytes,
+            deadline_s=job.deadline_at - self._clock(),
+            priority=job.priority,
+            private=job.private,
+            placement=job.placement.value,
+            deferrable=job.deferrable,
+            max_cost=job.max_cost,
+            min_confidence=job.min_confidence,
+            attempts=attempts,
         )
+        return Situation(job=traits, device=self._sampler.device, routes=views), closed
 
     async def _route(self, job: Job, progress: _Progress) -> Answer | Deferral:
         if job.model not in self._models:
@@ -172,9 +174,9 @@ class Router:
         while True:
             if self._clock() >= job.deadline_at:
                 return self._finish_late(job, progress)
-            situation = self.situation(job, progress.tried, progress.attempts)
+            situation, closed = self._look(job, progress.tried, progress.attempts)
             if not situation.open_routes:
-                return self._finish_closed(job, progress)
+                return self._finish_closed(job, progress, closed)
             plan, decided_at = self._decide(job, situation, progress)
             if plan.route is None:
                 return self._finish_rejected(job, progress, plan)
@@ -282,12 +284,16 @@ class Router:
             return Deferral(job, reason, progress.attempts, plan.defer_s)
         raise JobError(ErrorCode.NO_ROUTE, f"policy '{self._decider.name}' rejected the job")
 
-    def _finish_closed(self, job: Job, progress: _Progress) -> Answer | Deferral:
+    def _finish_closed(
+        self, job: Job, progress: _Progress, closed: Mapping[str, JobError] | None = None
+    ) -> Answer | Deferral:
+        """Give what there is where no route is left; `closed` as it was when that was found."""
         if progress.doubtful is not None:
             # A doubtful answer is better than none.
             progress.plan, outcome = progress.doubtful
             return self._answer(job, progress, outcome=outcome)
-        _, closed = self._views(job, progress.tried)
+        if closed is None:
+            _, closed = self._views(job, progress.tried)
         error = constraints.explain(job, {**progress.tried, **closed})
         if job.deferrable and constraints.may_open(closed):
             return Deferral(job, error.message, progress.attempts)

@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 # An answer is written at once. The receipt of a job may wait this long for company, which often is
 # its own answer: then its payload need not be written at all.
 AT_ONCE_S = 0.0
-SOON_S = 0.004
+SOON_S = 0.01
 # What a crash may undo without harm: a mark that a run began, or that the broker took an answer.
 LATER_S = 0.25
 RETRY_FIRST_S = 0.25

@@ -6,8 +6,15 @@ import pytest
 
 from agent.job import Answer, Asker
 from agent.life import Move
+from agent.lifecycle import backlog as backlogs
 from agent.lifecycle.backlog import ANSWERS_AT_ONCE, JOBS_AT_ONCE, PAUSE_S, Backlog
 from agent.store import OUTBOX
+
+
+@pytest.fixture(autouse=True)
+def _no_pace(monkeypatch):
+    """Most tests ask what comes next, not how soon."""
+    monkeypatch.setattr(backlogs, "JOBS_PER_S", float("inf"))
 
 
 class Doors:
@@ -260,3 +267,14 @@ async def test_answers_are_no_jobs_to_run(parked, answered):
     await answered(1)
     assert parked.store.lanes == {OUTBOX: 1}
     assert parked.next() is None
+
+
+async def test_deferred_jobs_begin_at_a_bounded_rate_and_others_at_once(parked, clock, monkeypatch):
+    monkeypatch.setattr(backlogs, "JOBS_PER_S", 100.0)
+    await parked.park_many(3, model="moon")
+    await parked.park_many(3, name="sun", model="sun")
+    await parked.park_many(3, name="now", deferrable=False)
+    assert len(parked.let_out()) == 4
+    assert parked.backlog.rest_s() == pytest.approx(0.01)
+    clock.advance(0.011)
+    assert len(parked.let_out()) == 1
