@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import ssl
@@ -40,6 +41,7 @@ BROKER_WAIT_S = 5.0
 # After a reload the routes that were replaced end what they have begun.
 RETIRE_WITHIN_S = 60.0
 RETIRE_CHECK_S = 0.1
+GC_THRESHOLDS = (10_000, 10, 10)
 # What a reload can't change: these are opened once.
 FIXED = ("device", "mqtt", "http", "log", "store")
 
@@ -274,6 +276,7 @@ class Daemon:
             # does not fail the start: we are ready for its return.
             first = (*services, stop, subscribed)
             await asyncio.wait(first, timeout=BROKER_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            _settle_memory()
             systemd.notify("READY=1", f"STATUS=serving {len(self.config.models)} models")
             log.info("ready", device=self.config.device.id, models=sorted(self.local.loaded))
             await asyncio.wait((*services, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -336,6 +339,17 @@ class Daemon:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _settle_memory() -> None:
+    """Have the garbage collector leave alone what lives as long as the daemon.
+
+    Jobs leave almost no cycles behind, and looking for them in all that was imported costs each
+    job some 5 % of its processor time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _start(local: LocalRoute, clouds: list[CloudRoute]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from structlog.testing import capture_logs
 
 from agent import events
 from agent.config import Device, Endpoint, Energy, Model
@@ -250,6 +251,13 @@ def until():
                 await asyncio.sleep(0)
 
     return wait
+
+
+@pytest.fixture
+def logged():
+    """Take what is logged as it is: rendering a traceback takes longer than most tests."""
+    with capture_logs() as entries:
+        yield entries
 
 
 class Served:

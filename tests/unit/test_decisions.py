@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -148,6 +149,13 @@ def test_a_decision_whose_attempt_was_cut_off_is_kept(decisions, make_job):
     assert decisions.outcomes == [None]
 
 
+def test_a_decision_whose_run_was_called_off_is_kept_before_the_next(decisions, make_job):
+    job = make_job()
+    decisions.emit(decided(job, Plan("cloud:lab")), decided(job), attempted(job), answered(job))
+    assert decisions.routes == ["cloud", "local"]
+    assert [outcome is None for outcome in decisions.outcomes] == [True, False]
+
+
 def test_an_answer_without_a_decision_keeps_nothing(decisions, make_job):
     decisions.emit(answered(make_job()))
     assert decisions.published == decisions.store.entries == []
@@ -163,3 +171,25 @@ async def test_what_the_router_decides_is_logged_to_the_last_attempt(build_route
     await built.run(make_job())
     assert [said["route"] for said in log.published] == ["local", "cloud"]
     assert [outcome["error"] for outcome in log.outcomes] == ["model_error", None]
+
+
+async def test_a_decision_whose_run_was_put_back_on_disk_is_logged(serve, make_job, until):
+    served = await serve(looking_after=True)
+    log = Log()
+    DecisionLog(log.store, log.published.append).observe(served.built.observed)
+    run = served.built.local.run
+
+    async def wait(job, timeout_s, started):
+        served.built.local.began.set()
+        await asyncio.Event().wait()
+
+    served.built.local.run = wait
+    served.submit(make_job())
+    await served.built.local.began.wait()
+    served.built.local.run = run
+    served.lifecycle.pause()
+    await until(lambda: served.store.parked and not served.lifecycle._live)
+    served.lifecycle.resume()
+    await served.answer("j1")
+    assert len(served.events.of(Decided)) == len(log.published) == 2
+    assert [outcome is None for outcome in log.outcomes] == [True, False]

@@ -163,3 +163,31 @@ async def test_a_store_that_is_full_refuses_a_job_that_may_wait_too(serve, make_
     answer = await served.answer("j1")
     assert code(answer) is ErrorCode.OVERLOADED
     assert "store.max_jobs is 0" in answer.error.message
+
+
+async def test_refusals_do_not_make_the_line_look_fast(busy, make_job, clock):
+    served = await busy()
+    told = []
+    for number in range(50):
+        clock.advance(0.01)
+        served.submit(make_job(f"j{number}"))
+        told.append((await served.answer(f"j{number}")).error.retry_after_s)
+    assert told == sorted(told)
+
+
+async def test_jobs_give_way_only_where_that_makes_room(queued, make_job):
+    def job(job_id, size, priority):
+        # A BYTES element is its length, 4 bytes, and itself.
+        held = tensors.strings("x", ["a" * (size - 4)])
+        return make_job(job_id, inputs=(held,), priority=priority)
+
+    served = await queued(
+        job("large", 80, 9), job("small", 20, 1), max_waiting_jobs=9, max_waiting_bytes=100
+    )
+    served.submit(job("urgent", 50, 5))
+    assert code(await served.answer("urgent")) is ErrorCode.OVERLOADED
+    assert served.answers("small") == []
+    assert served.lifecycle.unfinished == 2
+    served.submit(job("urgent too", 20, 5))
+    assert code(await served.answer("small")) is ErrorCode.OVERLOADED
+    assert served.lifecycle.unfinished == 2

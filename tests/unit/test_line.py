@@ -106,6 +106,45 @@ def test_the_newest_of_the_lowest_priority_gives_way_first(build):
     assert queue.displaced_by(9) == [low, new, old, middle]
 
 
+def test_there_could_be_room_where_those_that_give_way_hold_enough(build):
+    queue = build(max_waiting_bytes=100)
+    queue.enter(9, size=50)
+    queue.enter(1, size=20)
+    queue.enter(1, size=30)
+    assert queue.line.could_have_room(queue.job(5, size=50))
+    assert not queue.line.could_have_room(queue.job(5, size=51))
+    assert not queue.line.could_have_room(queue.job(1, size=4))
+
+
+def test_there_could_be_no_room_where_nobody_gives_way(build):
+    queue = build(max_waiting_jobs=2)
+    running = queue.enter(1)
+    assert queue.line.could_have_room(queue.job(0))
+    queue.enter(5)
+    assert queue.line.could_have_room(queue.job(6))
+    queue.line.begin(running)
+    assert queue.line.could_have_room(queue.job(6))
+    assert not queue.line.could_have_room(queue.job(5))
+
+
+@given(
+    entered=st.lists(st.tuples(st.integers(0, 9), st.integers(4, 60)), max_size=8),
+    begun=st.sets(st.integers(0, 7)),
+    newcomer=st.tuples(st.integers(0, 9), st.integers(4, 120)),
+)
+def test_there_could_be_room_exactly_where_all_that_give_way_make_it(
+    build, entered, begun, newcomer
+):
+    queue = build(max_waiting_jobs=4, max_waiting_bytes=100)
+    records = [queue.enter(*each) for each in entered]
+    for at in begun & set(range(len(records))):
+        queue.line.begin(records[at])
+    priority, size = newcomer
+    could = queue.line.could_have_room(queue.job(priority, size))
+    queue.displaced_by(priority)
+    assert could == queue.has_room(size)
+
+
 def test_nobody_gives_way_to_a_job_of_their_own_priority_or_a_lower_one(build):
     queue = build()
     for priority in (5, 6):

@@ -247,6 +247,30 @@ async def test_a_record_that_changes_during_its_commit_is_written_again(store, a
     assert store.disk.rows("SELECT count(*) FROM payloads") == [(0,)]
 
 
+async def test_nothing_to_write_is_no_commit(store, add, until):
+    store.write(add(store), SOON_S)
+    await store.flush()
+    # The time comes that the receipt was to be written at.
+    await until(lambda: store._timer is None)
+    await store.flush()
+    assert store._writing is None
+    assert [event.rows for event in store.told.of(Committed)] == [1]
+
+
+async def test_a_callback_that_raises_costs_the_others_nothing(store, add, until, logged):
+    called = []
+
+    def fail():
+        raise ValueError("a bug")
+
+    store.write(add(store, "j1"), AT_ONCE_S, fail)
+    store.write(add(store, "j2"), AT_ONCE_S, lambda: called.append("j2"))
+    await until(lambda: called)
+    assert [entry["event"] for entry in logged].count("after_commit_failed") == 1
+    store.write(add(store, "j3"), AT_ONCE_S, lambda: called.append("j3"))
+    await until(lambda: called == ["j2", "j3"])
+
+
 async def test_what_is_not_due_is_written_before_the_store_closes(open_store, add):
     store = await open_store()
     store.write(add(store), FAR_S)
@@ -360,6 +384,15 @@ async def test_an_answer_that_names_a_time_to_try_again_is_kept_until_then(store
     give_answer(store, record, JobError(ErrorCode.OVERLOADED, "no room", retry_after_s=2.5))
     store.move(record, Move.PUBLISH)
     assert record.expires == pytest.approx(store.now() + 2.5, abs=0.5)
+
+
+async def test_a_refused_job_may_come_again_as_soon_as_it_was_told_to(store, add, clock):
+    for number in range(10):
+        clock.advance(0.07)
+        record = add(store, f"j{number}")
+        give_answer(store, record, JobError(ErrorCode.OVERLOADED, "no room", retry_after_s=0.1))
+        store.move(record, Move.PUBLISH)
+        assert record.expires == pytest.approx(store.now() + 0.1, abs=1e-6)
 
 
 async def test_answers_past_their_time_are_pruned_and_no_longer_counted(
@@ -535,6 +568,82 @@ async def test_a_disk_that_fails_at_start_is_tried_again(open_store, monkeypatch
     await until(lambda: store.trouble is None)
     assert worked == [None]
     assert store.now() > 0
+
+
+@pytest.fixture
+def unopenable(monkeypatch):
+    """Have a store's file be opened only after so many failures."""
+
+    def install(store, count):
+        opened = store.disk.open
+        failures = [sqlite3.OperationalError("unable to open database file") for _ in range(count)]
+
+        def open_or_fail(line=None):
+            if failures:
+                raise failures.pop()
+            return opened(line)
+
+        monkeypatch.setattr(store.disk, "open", open_or_fail)
+        return failures
+
+    return install
+
+
+@pytest.mark.usefixtures("quick_retries")
+async def test_a_file_that_can_not_be_opened_at_first_is_tried_until_it_can(
+    open_store, keep, unopenable, until, logged
+):
+    before = await open_store()
+    await keep(before, "j1", State.RUNNING)
+    await before.close()
+    store = await open_store(start=False)
+    failures, worked = unopenable(store, 3), []
+    store._retry_s = stores.RETRY_FIRST_S
+    store.on_works = lambda: worked.append((store.trouble, store.reader.find("j1").crashes))
+    await store.start()
+    assert store.trouble == "unable to open database file"
+    with pytest.raises(StoreError, match="unable to open"):
+        store.now()
+    with pytest.raises(StoreError, match="not open"):
+        store.reader.find("j1")
+    await until(lambda: worked)
+    assert (failures, worked, store.trouble) == ([], [(None, 1)], None)
+    assert (dict(store.counts), store.parked) == ({State.WAITING: 1}, 1)
+    await keep(store, "j2")
+    assert len(worked) == 1
+    events = [entry["event"] for entry in logged]
+    assert (events.count("store_failed"), events.count("store_works")) == (1, 2)
+
+
+@pytest.mark.usefixtures("quick_retries")
+async def test_a_file_that_can_be_opened_after_long_is_tried_ever_less_often(
+    open_store, unopenable, monkeypatch, logged
+):
+    monkeypatch.setattr(stores, "RETRY_LAST_S", 3600.0)
+    store = await open_store(start=False)
+    unopenable(store, 99)
+    pauses, later = [], asyncio.get_running_loop().call_later
+    store._retry_s = 1.0
+    await store.start()
+    monkeypatch.setattr(
+        store._loop, "call_later", lambda s, *work: (pauses.append(s), later(3600.0, *work))[1]
+    )
+    for _ in range(3):
+        store._on_timer()
+        await asyncio.wait((store._writing,))
+        await asyncio.sleep(0)
+    assert pauses == [2.0, 4.0, 8.0]
+    assert store.trouble == "unable to open database file"
+
+
+async def test_a_store_that_could_never_be_opened_closes_all_the_same(
+    open_store, unopenable, logged
+):
+    store = await open_store(start=False)
+    unopenable(store, 99)
+    await store.start()
+    await store.close()
+    assert store.trouble == "unable to open database file"
 
 
 async def test_a_file_of_a_newer_version_is_refused_with_a_clear_error(open_store, keep, capsys):
@@ -773,6 +882,13 @@ async def test_a_job_whose_bytes_are_gone_or_damaged_is_an_error_of_the_store(st
         store.reader.load_job(record, clock=0.0)
     with pytest.raises(StoreError, match="no row in answers"):
         store.reader.load_answer(record)
+
+
+async def test_a_job_whose_askers_are_damaged_is_for_its_own_result_topic(store, keep, logged):
+    await keep(store)
+    store.disk.rows("UPDATE jobs SET askers = x'00'")
+    assert store.reader.find("j1").askers == (Asker(),)
+    assert [(entry["event"], entry["job_id"]) for entry in logged] == [("askers_damaged", "j1")]
 
 
 async def test_a_store_that_is_closed_can_not_be_read(open_store):

@@ -161,6 +161,24 @@ def test_bytes_that_are_none_of_ours_are_an_error(kind, body):
         decode(body)
 
 
+JOB_HEAD = b"\x9b\x90\x90\xc0\xc2\xa4auto\xc0\xc0\xc0\xc2\xc2"
+NESTED = b"\x91" * 5000
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("job", JOB_HEAD),  # an element more than a job has, which is skipped
+        ("answer", b"\x95\xa2j1\x90\xc0\x9b"),
+        ("askers", b"\x91\x94\xc0\xc0\xc2"),
+    ],
+)
+def test_bytes_that_are_nested_too_deeply_are_an_error(kind, head):
+    decode, _ = DECODERS[kind]
+    with pytest.raises(stored.StoredError):
+        decode(head + NESTED)
+
+
 def test_an_error_names_the_job_whose_bytes_are_damaged():
     with pytest.raises(stored.StoredError, match="'j1'"):
         decode_job(b"")
