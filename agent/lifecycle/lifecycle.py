@@ -42,6 +42,8 @@ DEFERRED_PAUSE_LAST_S = 60.0
 FULL_RETRY_AFTER_S = 60.0
 TICK_S = 1.0
 LATE_AT_ONCE = 256
+# Who asks under one id from ever new places; those who asked last are answered.
+MAX_ASKERS = 64
 # A packet id comes round again: an old job of the same id is another one.
 REDELIVERED_WITHIN_S = 24 * 3600.0
 
@@ -556,4 +558,4 @@ class Lifecycle:
 
 
 def _joined(askers: tuple[Asker, ...], asker: Asker) -> tuple[Asker, ...]:
-    return askers if asker in askers else (*askers, asker)
+    return askers if asker in askers else (*askers[-MAX_ASKERS + 1 :], asker)
