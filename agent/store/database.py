@@ -26,6 +26,8 @@ NAME = "edgewise.db"
 SCHEMA = Path(__file__).with_name("schema.sql")
 VERSION = 1
 CHECK_AT_MOST_S = 1.0
+# SQLite before 3.41 can't be interrupted within a table, and start-up waits.
+CHECK_AT_MOST_BYTES = 64 * 1024 * 1024
 KEPT_ASIDE = 3
 # SQLite's result codes (https://sqlite.org/rescode.html).
 CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -280,7 +282,8 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-            _check(connection)
+            if self.path.stat().st_size <= CHECK_AT_MOST_BYTES:
+                _check(connection)
             opened = self._take_stock(connection, line)
         except BaseException:
             connection.close()
