@@ -10,6 +10,8 @@ import msgspec
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+GIB = 2**30
+
 # TOML knows inf, timers and prices do not.
 LARGEST = 1e12
 Positive = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
@@ -152,7 +154,11 @@ class Endpoint(_Section, frozen=True):
     price_per_gib: NotNegative = 0.0
     max_in_flight: Count = 32
     binary: bool = False  # whether the server takes OIP's binary tensor extension
-    probe_interval_s: Positive = 10.0
+    probe_interval_s: Positive = 10.0  # while there is no traffic; a minute at least where metered
+
+    def cost(self, carried_bytes: float) -> float:
+        """Give what a request costs that carries so many bytes, both ways together."""
+        return self.price_per_request + self.price_per_gib * carried_bytes / GIB
 
 
 class Policy(_Section, frozen=True):
@@ -170,7 +176,17 @@ class Energy(_Section, frozen=True):
     cpu_active_watts: NotNegative = 3.0
     radio_tx_watts: NotNegative = 1.2
     radio_rx_watts: NotNegative = 1.0
+    # The radio stays awake for a while after a transfer; these are Wi-Fi's. LTE: 1.06 W for 11.6 s
+    # (Huang et al. 2012, "A close examination of performance and power characteristics of 4G LTE").
+    radio_tail_watts: NotNegative = 0.12
+    radio_tail_s: NotNegative = 0.24
     idle_watts: NotNegative = 2.5
+
+
+class Network(_Section, frozen=True):
+    """The network, as far as the operator knows more of it than the device can find out."""
+
+    metered: bool | None = None  # default: as NetworkManager says, where it runs, else unknown
 
 
 class Config(_Section, frozen=True):
@@ -187,6 +203,7 @@ class Config(_Section, frozen=True):
     endpoints: dict[str, Endpoint] = msgspec.field(default_factory=dict)
     policy: Policy = Policy()
     energy: Energy = Energy()
+    network: Network = Network()
 
 
 # Sections whose tables the operator names.
