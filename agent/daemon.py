@@ -9,6 +9,7 @@ import os
 import signal
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from agent import gauges, plugins, systemd
 from agent import log as logs
 from agent.config import Config, ConfigError, read_secret, split_listen
 from agent.decisions import DecisionLog
-from agent.estimate import Estimates
-from agent.events import Attempted, Events
+from agent.estimate import EnergyAccount, Estimates, MeterReading
+from agent.events import Attempted, Events, Probed
+from agent.learned import Learned
 from agent.lifecycle import Lifecycle
 from agent.metrics import Metrics
 from agent.mqtt.address import broker
@@ -30,14 +32,16 @@ from agent.router.router import Router
 from agent.routes import Route
 from agent.routes.cloud import CloudRoute
 from agent.routes.local import LocalRoute
+from agent.sensors.endpoints import EndpointWatch, Probe
+from agent.sensors.link import Link, LinkReading
 from agent.sensors.sampler import Sampler
 from agent.store import LockedError, Store
 from agent.web import Web
-from policies import api
 
 log = structlog.get_logger(__name__)
 
 BROKER_WAIT_S = 5.0
+ESTIMATES = "estimates"
 # After a reload the routes that were replaced end what they have begun.
 RETIRE_WITHIN_S = 60.0
 RETIRE_CHECK_S = 0.1
@@ -67,9 +71,13 @@ class Daemon:
         self.config = config
         self._load = load
         self.metrics = Metrics(config.models)
-        self.estimates = Estimates(config.local.workers)
-        self.sampler = Sampler(config.device, config.endpoints)
+        self.energy = EnergyAccount(config.energy)
+        self.estimates = Estimates(config.endpoints, self.energy)
         self.local, self.clouds = self._make_routes(config)
+        self.link = Link(config.device, config.network, on_change=self._on_link_change)
+        self.watch = EndpointWatch(events, metered=lambda: self.link.reading.metered)
+        self.watch.use(self._probes(config))
+        self.sampler = Sampler(config.device, own_pids=self._own_pids, link=self._network)
         self.decider = _decider(config)
         self.router = Router(
             (self.local, *self.clouds),
@@ -78,11 +86,11 @@ class Daemon:
             estimates=self.estimates,
             sampler=self.sampler,
             events=events,
-            power=config.energy,
         )
-        self.store = Store(
-            Path(config.device.state_dir), config.store, config.limits.result_ttl_s, events
-        )
+        folder = Path(config.device.state_dir)
+        self.learned = Learned(folder)
+        self.learned.keep(ESTIMATES, self.estimates.dump)
+        self.store = Store(folder, config.store, config.limits.result_ttl_s, events)
         self.lifecycle = Lifecycle(self.router, self.store, events, config.limits)
         self.gateway = Gateway(
             broker(config),
@@ -112,6 +120,8 @@ class Daemon:
         logs.observe(events)
         DecisionLog(self.store, self.gateway.publish_decision).observe(events)
         events.subscribe(Attempted, self.estimates.learn)
+        events.subscribe(Probed, self.estimates.learn_probe)
+        self.watch.observe(events)
         events.subscribe(Attempted, self.router.learn)
         gauges.add(self.metrics, self, self.gateway.session)
 
@@ -130,6 +140,9 @@ class Daemon:
     def state(self) -> dict[str, Any]:
         """Give the readings, each route's estimates, and what the local models take."""
         state = self.router.state()
+        for endpoint, known in state["endpoints"].items():
+            if (reachable := self.watch.reachable(endpoint)) is not None:
+                known["reachable"] = reachable
         state["paused"] = self.lifecycle.paused
         state["jobs"] = {"unfinished": self.lifecycle.unfinished, "stored": self.store.counts}
         for model, loaded in self.local.loaded.items():
@@ -214,7 +227,10 @@ class Daemon:
         if decider is not self.decider:
             decider.start()
             self.decider = decider
-        self.router.use(self.decider, new.energy)
+        self.router.use(self.decider)
+        if new.energy != old.energy:
+            self.energy.use(new.energy)
+        self.link.use_network(new.network)
         self.lifecycle.use_limits(new.limits)
         self.gateway.limits = new.limits
         self.store.use_ttl(new.limits.result_ttl_s)
@@ -242,8 +258,8 @@ class Daemon:
         self.local, self.clouds = local, clouds
         self._warm_up()
         self.metrics.use_models(config.models)
-        self.sampler.use_endpoints(config.endpoints)
-        self.estimates.use_workers(config.local.workers)
+        self.watch.use(self._probes(config))
+        self.estimates.use(config.endpoints)
         self.router.use_routes((local, *clouds), config.models)
         self._in_background(_retire(*before))
 
@@ -264,6 +280,10 @@ class Daemon:
         opening.result()
         services = [
             asyncio.create_task(self.sampler.run(), name="sampler"),
+            asyncio.create_task(self.link.run(), name="link"),
+            asyncio.create_task(self.watch.run(), name="watch"),
+            asyncio.create_task(self.energy.follow(self._meter), name="energy"),
+            asyncio.create_task(self.learned.run(), name="learned"),
             asyncio.create_task(self.gateway.run(), name="gateway"),
             asyncio.create_task(self.lifecycle.run(), name="lifecycle"),
         ]
@@ -286,6 +306,7 @@ class Daemon:
                     raise RuntimeError(f"{service.get_name()} ended by itself")
             log.info("stopping", unfinished=self.lifecycle.unfinished)
             await self.gateway.drain(self.config.limits.shutdown_grace_s)
+            await self.learned.save()
         finally:
             tasks = (*services, stop, subscribed)
             for task in tasks:
@@ -294,6 +315,9 @@ class Daemon:
 
     async def _open(self) -> None:
         await self.store.start()
+        kept = self.learned.read(ESTIMATES)
+        if kept is not None:
+            self.estimates.load(kept)
         await _start(self.local, self.clouds)
         self._warm_up()
         for model, reason in self.local.refused.items():
@@ -302,7 +326,32 @@ class Daemon:
 
     def _warm_up(self) -> None:
         for model, loaded in self.local.loaded.items():
-            self.estimates.warm(model, api.LOCAL, loaded.run_s)
+            self.estimates.warm(model, loaded.run_s)
+
+    def _own_pids(self) -> list[int]:
+        return [os.getpid(), *self.local.worker_pids]
+
+    def _network(self) -> LinkReading:
+        """The link as policies see it: up if an endpoint answers, whatever the kernel says."""
+        found = self.watch.any_reachable
+        reading = self.link.reading
+        return reading if found is None else replace(reading, up=found)
+
+    def _meter(self) -> MeterReading | None:
+        power = self.sampler.power
+        if power is None:
+            return None
+        return MeterReading(power.energy_j, power.scope == "device", power.source)
+
+    def _on_link_change(self) -> None:
+        self.estimates.link_changed()
+        self.watch.link_changed()
+
+    def _probes(self, config: Config) -> dict[str, tuple[Probe, float]]:
+        return {
+            cloud.endpoint: (cloud.probe, config.endpoints[cloud.endpoint].probe_interval_s)
+            for cloud in self.clouds
+        }
 
     def _make_routes(self, config: Config) -> tuple[LocalRoute, list[CloudRoute]]:
         local = LocalRoute(config.local, config.models, on_restart=self.metrics.worker_restarted)

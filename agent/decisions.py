@@ -58,6 +58,7 @@ class DecisionLog:
                 "run_s": outcome.run_s,
                 "error": None if outcome.error is None else outcome.error.code,
                 "energy_j": event.energy_j,
+                "energy_measured": event.energy_measured,
                 "cost": event.cost,
                 "confidence": outcome.confidence,
                 "bytes_up": outcome.bytes_up,

@@ -11,7 +11,7 @@ import structlog
 
 if TYPE_CHECKING:
     from agent.job import Answer, Job, Outcome
-    from policies.api import Plan, Situation
+    from policies.api import Estimate, Plan, Situation
 
 log = structlog.get_logger(__name__)
 
@@ -76,8 +76,22 @@ class Attempted:
     plan: Plan
     outcome: Outcome
     latency_s: float  # from decision to outcome
-    energy_j: float | None
-    cost: float | None
+    expected: Estimate  # what the route was estimated to cost when it was decided
+    energy_j: float | None = None
+    energy_measured: bool = False  # a meter stands behind it, and not only the power model
+    cost: float | None = None
+    waited: bool = False  # the route was fully taken when it was decided
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """An endpoint was asked whether it is there, since no job had told for a while."""
+
+    endpoint: str
+    reachable: bool
+    rtt_s: float | None = None  # of the request, without what setting up a connection took
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from agent.estimate import Estimates
 from agent.life import State
 from agent.metrics import Metrics
 from agent.mqtt.session import Session
@@ -22,6 +23,7 @@ class Observed(Protocol):
     """What the gauges look at; its routes change with the configuration."""
 
     sampler: Sampler
+    estimates: Estimates
     store: Store
     local: LocalRoute
     clouds: list[CloudRoute]
@@ -41,13 +43,55 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
 
         return read
 
+    def of_network(field: str) -> Callable[[], Series]:
+        def read() -> Series:
+            known = (
+                (cloud.endpoint, getattr(of.estimates.network(cloud.endpoint), field))
+                for cloud in of.clouds
+            )
+            return [((endpoint,), value) for endpoint, value in known if value is not None]
+
+        return read
+
     for name, field, text in (
-        ("edgewise_battery_charge_ratio", "battery_charge_ratio", "Charge of the batteries."),
-        ("edgewise_battery_discharging", "battery_discharging", "1 while on battery."),
-        ("edgewise_cpu_utilization_ratio", "cpu_utilization_ratio", "Busy share of all cores."),
-        ("edgewise_network_up", "network_up", "1 while any endpoint can be reached."),
+        ("battery_charge_ratio", "battery_charge_ratio", "Charge of the batteries."),
+        ("battery_discharging", "battery_discharging", "1 while on battery."),
+        (
+            "battery_time_left_seconds",
+            "battery_time_left_s",
+            "Time until the batteries are empty, at the present draw.",
+        ),
+        ("power_watts", "power_watts", "What the device draws, where a meter tells."),
+        ("cpu_utilization_ratio", "cpu_utilization_ratio", "Busy share of all cores."),
+        (
+            "cpu_contention_ratio",
+            "cpu_contention_ratio",
+            "What other programs take of the CPU that Edgewise leaves.",
+        ),
+        ("cpu_temperature_celsius", "cpu_temperature_celsius", "Of the hottest CPU sensor."),
+        (
+            "thermal_pressure_ratio",
+            "thermal_pressure_ratio",
+            "0 well below a thermal trip point, 1 at it or while throttled.",
+        ),
+        ("memory_available_bytes", "memory_available_bytes", "Memory that programs could get."),
+        ("network_up", "network_up", "1 while any endpoint can be reached."),
+        ("network_metered", "network_metered", "1 on a link that is paid by the byte."),
     ):
-        gauge(name, text, (), of_device(field))
+        gauge(f"edgewise_{name}", text, (), of_device(field))
+    for name, field, text in (
+        ("rtt_seconds", "rtt_s", "Round trip to an endpoint."),
+        ("uplink_bytes_per_second", "uplink_bytes_per_s", "Throughput to an endpoint."),
+        ("downlink_bytes_per_second", "downlink_bytes_per_s", "Throughput from an endpoint."),
+        ("failure_ratio", "failure_probability", "Probability that a request gets no answer."),
+    ):
+        gauge(f"edgewise_network_{name}", text, ("endpoint",), of_network(field))
+    gauge(
+        "edgewise_estimate_p95_coverage_ratio",
+        "Share of attempts that took no longer than their predicted 95th percentile.",
+        ("model", "route"),
+        lambda: _coverage(of.estimates),
+    )
     gauge(
         "edgewise_jobs_waiting",
         "Jobs that wait for a route.",
@@ -76,16 +120,6 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
         lambda: [((state.value,), float(of.store.counts[state])) for state in State],
     )
     gauge(
-        "edgewise_network_rtt_seconds",
-        "Round trip to an endpoint, by a TCP handshake.",
-        ("endpoint",),
-        lambda: [
-            ((cloud.endpoint,), reach.rtt_s)
-            for cloud in of.clouds
-            if (reach := of.sampler.reach(cloud.endpoint)) and reach.rtt_s is not None
-        ],
-    )
-    gauge(
         "edgewise_endpoint_circuit_open",
         "1 while an endpoint is left alone after repeated failures.",
         ("endpoint",),
@@ -97,3 +131,16 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
         (),
         lambda: [((), float(session.connected))],
     )
+
+
+def _coverage(estimates: Estimates) -> Series:
+    """Give the coverage of each model and kind of route; several endpoints count as one."""
+    covered: dict[tuple[str, str], tuple[float, int]] = {}
+    for model, route, calibration in estimates.calibrations():
+        if calibration.coverage is None:
+            continue
+        key = model, route.partition(":")[0]
+        share, count = covered.get(key, (0.0, 0))
+        share += calibration.coverage * calibration.count
+        covered[key] = share, count + calibration.count
+    return [(key, share / count) for key, (share, count) in covered.items()]

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -122,11 +123,34 @@ class Outcome:
     error: JobError | None = None
     queue_s: float = 0.0  # waited for the route
     run_s: float = 0.0  # ran on the route: inference, or the whole request
+    cpu_s: float | None = None  # processor time on this device, where it is known
     bytes_up: int = 0  # sent over the network
     bytes_down: int = 0
+    bytes_ahead: int = 0  # of other requests, which were under way when this one began
     cost: float | None = None
     confidence: float | None = None  # of the top label, where the model has labels
     retriable: bool = True  # False: another attempt would fail in the same way
+    timed_out: bool = False  # ended by the time it was given, not by the route
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a job would find before it on a route."""
+
+    ahead: Mapping[str, int] = field(default_factory=dict)  # jobs that would go first, by model
+    running: tuple[tuple[str, float], ...] = ()  # each job that runs: its model, seconds so far
+    parallel: int = 1  # jobs that run at a time
+    bytes_up: int = 0  # of the requests under way, which share the link
+
+    @property
+    def ahead_count(self) -> int:
+        """Jobs that would go first."""
+        return sum(self.ahead.values())
+
+    @property
+    def running_count(self) -> int:
+        """Jobs that run."""
+        return len(self.running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +166,7 @@ class Account:
     run_s: float = 0.0
     total_s: float = 0.0
     energy_j: float | None = None  # estimate
+    energy_measured: bool | None = None  # a meter stands behind it, and not only the power model
     cost: float | None = None
     confidence: float | None = None
 

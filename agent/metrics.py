@@ -25,6 +25,7 @@ from agent.events import (
     Decided,
     Events,
     PolicyFailed,
+    Probed,
     Received,
 )
 from agent.job import Answer, ErrorCode, Job
@@ -106,6 +107,12 @@ class Metrics:
         self._cost = Counter(
             "edgewise_cloud_cost", "Money spent at endpoints.", ["endpoint"], registry=registry
         )
+        self._probe_bytes = Counter(
+            "edgewise_probe_bytes",
+            "Bytes that probes of an endpoint took, both ways.",
+            ["endpoint"],
+            registry=registry,
+        )
         self._bad = Counter(
             "edgewise_bad_messages", "Messages that are no job.", ["reason"], registry=registry
         )
@@ -135,6 +142,12 @@ class Metrics:
         )
         events.subscribe(Attempted, self._on_attempted)
         events.subscribe(Answered, self._on_answered)
+        events.subscribe(
+            Probed,
+            lambda event: self._probe_bytes.labels(event.endpoint).inc(
+                event.bytes_up + event.bytes_down
+            ),
+        )
         events.subscribe(Committed, lambda event: self._commit_s.observe(event.duration_s))
 
     def use_models(self, models: Collection[str]) -> None:
@@ -165,9 +178,9 @@ class Metrics:
             self._energy.labels(kind).inc(event.energy_j)
         if endpoint and event.cost is not None:
             self._cost.labels(endpoint).inc(event.cost)
-        expected = event.plan.expected
-        if event.outcome.error is None and expected and expected.latency_mean_s is not None:
-            error = abs(expected.latency_mean_s - event.latency_s)
+        expected_s = event.expected.latency_mean_s
+        if event.outcome.error is None and expected_s is not None:
+            error = abs(expected_s - event.latency_s)
             self._estimate_error.labels(model, kind).observe(error)
 
     def _on_answered(self, event: Answered) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 LOCAL = "local"
 CLOUD = "cloud"
@@ -53,12 +53,23 @@ class JobTraits:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device's readings. None: no such sensor, or no reading yet."""
+    """The device's readings. None: no such sensor, no reading yet, or none of late."""
 
-    battery_charge_ratio: float | None = None
+    battery_charge_ratio: float | None = None  # of all batteries together
     battery_discharging: bool | None = None
-    cpu_utilization_ratio: float | None = None
+    battery_time_left_s: float | None = None  # until empty, at the present draw; while discharging
+    power_watts: float | None = None  # what the device draws, or where metered its processor
+    cpu_utilization_ratio: float | None = None  # busy share of all cores
+    cpu_contention_ratio: float | None = None  # what others take of the CPU that Edgewise leaves
+    cpu_load_ratio: float | None = None  # one-minute load average per core; may exceed 1
+    cpu_pressure_ratio: float | None = None  # share of time in which some task waited for a CPU
+    cpu_frequency_ratio: float | None = None  # of the highest frequency
+    cpu_temperature_celsius: float | None = None  # of the hottest CPU sensor
+    thermal_pressure_ratio: float | None = None  # 0 well below a trip point, 1 at it or throttled
+    memory_available_bytes: float | None = None
     network_up: bool | None = None
+    network_metered: bool | None = None
+    network_kind: str | None = None  # ethernet, wifi, cellular or other
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,9 @@ class Estimate:
 
     latency_mean_s: float | None = None
     latency_p95_s: float | None = None
+    latency_std_s: float | None = None  # of the next outcome: noise and what is not yet known
     energy_j: float | None = None
+    energy_measured: bool | None = None  # by the device's meter, else by the configured model
     cost: float | None = None
     failure_probability: float | None = None
     confidence: float | None = None  # mean confidence of this route's answers
@@ -87,7 +100,9 @@ class RouteView:
     estimate: Estimate = field(default_factory=Estimate)
     closed: str | None = None
     rtt_s: float | None = None  # round trip to the endpoint; None for the local route
-    waiting: int = 0  # jobs ahead in this route's queue
+    uplink_bytes_per_s: float | None = None  # to the endpoint
+    downlink_bytes_per_s: float | None = None  # from it
+    waiting: int = 0  # jobs in this route's queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +112,7 @@ class Situation:
     job: JobTraits
     device: Device
     routes: tuple[RouteView, ...]
+    time_s: float = 0.0  # seconds on a clock that only goes forward
 
     @property
     def open_routes(self) -> tuple[RouteView, ...]:
@@ -160,3 +176,14 @@ class Learner(Protocol):
 
     def learn(self, outcome: Feedback) -> None:
         """Take in one attempt's outcome."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """A policy whose learned state outlives the daemon."""
+
+    def dump(self) -> dict[str, Any]:
+        """Give what was learned, as plain JSON types."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `dump` gave; raise KeyError, TypeError or ValueError if it is malformed."""

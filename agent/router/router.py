@@ -12,8 +12,8 @@ from typing import Any
 
 import structlog
 
-from agent.config import Energy, Model
-from agent.estimate import Estimates, energy_j
+from agent.config import Model
+from agent.estimate import Estimates
 from agent.events import Attempted, Decided, Events, Retrying, Started
 from agent.job import Account, Answer, Deferral, ErrorCode, Job, JobError, Outcome, Tensor
 from agent.router import constraints
@@ -21,7 +21,7 @@ from agent.router.decider import Decider
 from agent.routes import Route
 from agent.sensors.sampler import Sampler
 from policies import api
-from policies.api import Plan, RouteView, Situation, Why
+from policies.api import Estimate, Plan, RouteView, Situation, Why
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +42,7 @@ class _Progress:
     queue_s: float = 0.0
     run_s: float = 0.0
     energy_j: float = 0.0
+    energy_measured: bool = True  # every attempt of it so far
     cost: float = 0.0
     policy: str | None = None
     plan: Plan | None = None
@@ -60,7 +61,6 @@ class Router:
         estimates: Estimates,
         sampler: Sampler,
         events: Events,
-        power: Energy,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire the router up.
@@ -72,7 +72,6 @@ class Router:
             estimates: What each route is expected to cost.
             sampler: The device's readings.
             events: Told of each step.
-            power: Power model, for the estimate of an attempt's energy.
             clock: Monotonic seconds.
         """
         self._routes = {route.name: route for route in routes}
@@ -81,15 +80,13 @@ class Router:
         self._estimates = estimates
         self._sampler = sampler
         self._events = events
-        self._power = power
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[Answer]] = {}
         self._stopped: dict[str, JobError] = {}
 
-    def use(self, decider: Decider, power: Energy) -> None:
-        """Go by this policy and power model from now on."""
+    def use(self, decider: Decider) -> None:
+        """Go by this policy from now on."""
         self._decider = decider
-        self._power = power
 
     def learn(self, attempt: Attempted) -> None:
         """Tell the policy how its plan went."""
@@ -163,7 +160,7 @@ class Router:
             min_confidence=job.min_confidence,
             attempts=attempts,
         )
-        return Situation(job=traits, device=self._sampler.device, routes=views), closed
+        return Situation(traits, self._sampler.device, views, self._clock()), closed
 
     async def _route(self, job: Job, progress: _Progress) -> Answer | Deferral:
         if job.model not in self._models:
@@ -175,6 +172,7 @@ class Router:
             if self._clock() >= job.deadline_at:
                 return self._finish_late(job, progress)
             situation, closed = self._look(job, progress.tried, progress.attempts)
+            expected = {view.name: view for view in situation.routes}
             if not situation.open_routes:
                 return self._finish_closed(job, progress, closed)
             plan, decided_at = self._decide(job, situation, progress)
@@ -183,7 +181,8 @@ class Router:
             route = self._routes[plan.route]
             started = partial(self._events.emit, Started(job, plan.route))
             outcome = await route.run(job, self._attempt_timeout_s(job, route), started)
-            self._record(job, route, situation, plan, outcome, decided_at, progress)
+            view = expected[plan.route]
+            self._record(job, route, situation, plan, view, outcome, decided_at, progress)
             if outcome.error is not None:
                 if not outcome.retriable:
                     return self._finish_failed(job, progress, outcome.error)
@@ -214,22 +213,23 @@ class Router:
 
     def state(self) -> dict[str, Any]:
         """Give the device's readings and each route's estimates, as plain JSON types."""
+        device = self._sampler.device
         return {
             "policy": self._decider.name,
-            "device": _known(self._sampler.device),
+            "device": _known(device),
             "routes": {
                 name: {"waiting": route.waiting, "running": route.running}
                 for name, route in self._routes.items()
             },
             "endpoints": {
-                endpoint: _known(self._sampler.reach(endpoint))
+                endpoint: _known(self._estimates.network(endpoint))
                 for endpoint in (_endpoint(name) for name in self._routes)
                 if endpoint is not None
             },
             "models": {
                 model: {
                     "routes": {
-                        name: _known(self._estimates.estimate(model, name, route.waiting))
+                        name: self._usual(model, route, device)
                         for name, route in self._routes.items()
                     }
                 }
@@ -237,24 +237,48 @@ class Router:
             },
         }
 
+    def _usual(self, model: str, route: Route, device: api.Device) -> dict[str, Any]:
+        """Give a job's usual estimate, and how well such estimates have come true."""
+        estimate, calibration = self._estimates.usual(model, route.name, route.load(None), device)
+        known = _known(estimate)
+        if calibration is not None and calibration.count:
+            known["p95_coverage"] = calibration.coverage
+            known["relative_error"] = calibration.relative_error
+        return known
+
     def _record(
         self,
         job: Job,
         route: Route,
         situation: Situation,
         plan: Plan,
+        view: RouteView,
         outcome: Outcome,
         decided_at: float,
         progress: _Progress,
     ) -> None:
-        used_j = energy_j(outcome, route.kind, self._power)
+        latency_s = self._clock() - decided_at
+        spent = self._estimates.book(route.name, outcome)
         progress.attempts += 1
         progress.queue_s += outcome.queue_s
         progress.run_s += outcome.run_s
-        progress.energy_j += used_j
+        progress.energy_j += spent.joules
+        progress.energy_measured &= spent.measured
         progress.cost += outcome.cost or 0.0
-        latency_s = self._clock() - decided_at
-        self._events.emit(Attempted(job, situation, plan, outcome, latency_s, used_j, outcome.cost))
+        self._events.emit(
+            Attempted(
+                job,
+                situation,
+                plan,
+                outcome,
+                latency_s,
+                view.estimate,
+                spent.joules,
+                spent.measured,
+                outcome.cost,
+                waited=view.waiting > 0,
+            )
+        )
 
     def _is_doubtful(self, job: Job, route: Route, plan: Plan, outcome: Outcome) -> bool:
         if route.kind != api.LOCAL or outcome.confidence is None:
@@ -302,8 +326,10 @@ class Router:
     def _views(
         self, job: Job, tried: Mapping[str, JobError]
     ) -> tuple[tuple[RouteView, ...], dict[str, JobError]]:
+        device = self._sampler.device
+        size = job.input_bytes
         estimates = {
-            name: self._estimates.estimate(job.model, name, route.waiting)
+            name: self._estimates.estimate(job.model, name, size, route.load(job), device)
             for name, route in self._routes.items()
         }
         costs = {
@@ -312,22 +338,29 @@ class Router:
         }
         closed = constraints.close(job, tuple(self._routes.values()), tried, costs)
         views = tuple(
-            RouteView(
-                name=name,
-                kind=route.kind,
-                estimate=estimates[name],
-                closed=closed[name].message if name in closed else None,
-                rtt_s=self._rtt_s(name),
-                waiting=route.waiting,
-            )
+            self._view(name, route, estimates[name], closed.get(name))
             for name, route in self._routes.items()
         )
         return views, closed
 
-    def _rtt_s(self, route: str) -> float | None:
-        endpoint = _endpoint(route)
-        reach = None if endpoint is None else self._sampler.reach(endpoint)
-        return None if reach is None else reach.rtt_s
+    def _view(
+        self, name: str, route: Route, estimate: Estimate, closed: JobError | None
+    ) -> RouteView:
+        reason = None if closed is None else closed.message
+        endpoint = _endpoint(name)
+        if endpoint is None:
+            return RouteView(name, route.kind, estimate, reason, waiting=route.waiting)
+        network = self._estimates.network(endpoint)
+        return RouteView(
+            name,
+            route.kind,
+            estimate,
+            reason,
+            network.rtt_s,
+            network.uplink_bytes_per_s,
+            network.downlink_bytes_per_s,
+            route.waiting,
+        )
 
     def _attempt_timeout_s(self, job: Job, route: Route) -> float:
         left_s = max(job.deadline_at - self._clock(), 0.0)
@@ -339,7 +372,9 @@ class Router:
             or local.closed_for(job) is not None
         ):
             return left_s
-        p95_s = self._estimates.estimate(job.model, local.name, local.waiting).latency_p95_s
+        p95_s = self._estimates.estimate(
+            job.model, local.name, job.input_bytes, local.load(job), self._sampler.device
+        ).latency_p95_s
         if p95_s is None:
             return left_s * RESERVE_UNKNOWN
         return max(left_s - RESERVE_FACTOR * p95_s - RESERVE_EXTRA_S, left_s * RESERVE_UNKNOWN)
@@ -364,6 +399,7 @@ class Router:
             run_s=progress.run_s,
             total_s=self._clock() - job.received_at,
             energy_j=round(progress.energy_j, 6) if progress.attempts else None,
+            energy_measured=progress.energy_measured if progress.attempts else None,
             cost=progress.cost if progress.attempts else None,
             confidence=None if outcome is None else outcome.confidence,
         )

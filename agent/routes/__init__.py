@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.job import Job, JobError, Outcome
+from agent.job import Job, JobError, Load, Outcome
 
 
 class Route(Protocol):
@@ -33,6 +33,9 @@ class Route(Protocol):
     @property
     def running(self) -> int:
         """Jobs that run on it."""
+
+    def load(self, job: Job | None) -> Load:
+        """Tell what the job would find before it here; None: a job of middling priority."""
 
     def price(self, job: Job) -> float:
         """The least that the job costs on this route, as far as the configuration tells."""

@@ -6,6 +6,7 @@ import asyncio
 import math
 import ssl
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -15,13 +16,14 @@ import aiohttp
 import msgspec
 
 from agent.config import Endpoint, Model, read_secret
-from agent.job import ErrorCode, Job, JobError, Outcome, Tensor
+from agent.events import Probed
+from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes.circuit import Circuit
+from agent.routes.probe import Prober
 from agent.routes.slots import Slots
 from agent.wire import oip
 from policies import api
 
-GIB = 2**30
 MAX_DIGITS = 12  # of a header's length, which no response comes near
 # What an endpoint says of a request that another try there would not change.
 REFUSALS: dict[int, ErrorCode] = {
@@ -86,19 +88,34 @@ class CloudRoute:
         self._clock = clock
         self.circuit = Circuit(clock)
         self._slots = Slots(endpoint.max_in_flight)
-        self._waiting = 0
-        self._running = 0
+        self._waits: Counter[tuple[int, str]] = Counter()  # by priority and model
+        self._requests: dict[str, tuple[str, float, int]] = {}  # by job: model, begin, bytes
         self._session: aiohttp.ClientSession | None = None
+        self._prober: Prober | None = None
 
     @property
     def waiting(self) -> int:
         """Jobs that wait for one of `max_in_flight` requests to end."""
-        return self._waiting
+        return self._waits.total()
 
     @property
     def running(self) -> int:
         """Requests under way."""
-        return self._running
+        return len(self._requests)
+
+    def load(self, job: Job | None) -> Load:
+        """Tell what the job would find before it here; see `Route`."""
+        ahead: Counter[str] = Counter()
+        for (priority, model), count in self._waits.items():
+            if job is None or priority >= job.priority:
+                ahead[model] += count
+        now = self._clock()
+        return Load(
+            ahead,
+            tuple((model, now - began) for model, began, _ in self._requests.values()),
+            self._settings.max_in_flight,
+            sum(size for _, _, size in self._requests.values()),
+        )
 
     async def start(self) -> None:
         """Read the token and set up the connection pool.
@@ -115,14 +132,19 @@ class CloudRoute:
         context: ssl.SSLContext | bool = True
         if settings.ca_file is not None:
             context = ssl.create_default_context(cafile=settings.ca_file)
+        # One more than jobs can take, so that a probe never waits for them.
+        connector = aiohttp.TCPConnector(limit=settings.max_in_flight + 1, ssl=context)
+        self._prober = Prober(self.endpoint, settings, connector)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.max_in_flight, ssl=context),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
         )
 
     async def stop(self) -> None:
         """Close the connections."""
+        if self._prober is not None:
+            await self._prober.close()
         if self._session is not None:
             await self._session.close()
 
@@ -142,7 +164,7 @@ class CloudRoute:
 
     def price(self, job: Job) -> float:
         """What the request costs if nothing comes back; see `Route`."""
-        return self._cost(job.input_bytes)
+        return self._settings.cost(job.input_bytes)
 
     async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         """Run the job at the endpoint; see `Route`."""
@@ -152,6 +174,11 @@ class CloudRoute:
         finally:
             if trial:
                 self.circuit.give_up()
+
+    async def probe(self) -> Probed:
+        """Ask the endpoint whether it is there: see `Prober`."""
+        assert self._prober is not None, "the route is not started"
+        return await self._prober.probe()
 
     async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         began = self._clock()
@@ -164,16 +191,23 @@ class CloudRoute:
             return Outcome(error=error, queue_s=self._clock() - began, retriable=retriable)
         running = self._clock()
         started()
-        self._running += 1
+        ahead = sum(size for _, _, size in self._requests.values())
+        self._requests[job.id] = job.model, running, len(body)
         try:
             outcome = await self._request(job, body, headers, timeout_s - (running - began))
         finally:
-            self._running -= 1
+            del self._requests[job.id]
             self._slots.give()
-        return replace(outcome, queue_s=running - began, run_s=self._clock() - running)
+        return replace(
+            outcome,
+            queue_s=running - began,
+            run_s=self._clock() - running,
+            bytes_ahead=ahead,
+        )
 
     async def _wait_for_slot(self, job: Job, timeout_s: float) -> None:
-        self._waiting += 1
+        key = job.priority, job.model
+        self._waits[key] += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await self._slots.take(job.priority, job.deadline_at)
@@ -184,7 +218,9 @@ class CloudRoute:
                 f"{self._settings.max_in_flight} requests under way",
             ) from None
         finally:
-            self._waiting -= 1
+            self._waits[key] -= 1
+            if not self._waits[key]:
+                del self._waits[key]
 
     async def _request(
         self, job: Job, body: bytes, headers: dict[str, str], left_s: float
@@ -202,8 +238,9 @@ class CloudRoute:
             return self._outcome(len(body), received, error=error)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             broken = self._failure(failure)
-            self._judge(broken, self._clock() - began, late=isinstance(failure, TimeoutError))
-            return self._outcome(len(body), received, error=broken)
+            late = isinstance(failure, TimeoutError)
+            self._judge(broken, self._clock() - began, late=late)
+            return self._outcome(len(body), received, error=broken, timed_out=late)
         self.circuit.succeed()
         return self._outcome(len(body), received, outputs=outputs, confidence=confidence)
 
@@ -215,12 +252,8 @@ class CloudRoute:
             self.circuit.fail(error.message)
 
     def _outcome(self, sent: int, received: int, **result: Any) -> Outcome:
-        cost = self._cost(sent + received)
+        cost = self._settings.cost(sent + received)
         return Outcome(bytes_up=sent, bytes_down=received, cost=cost, **result)
-
-    def _cost(self, carried_bytes: int) -> float:
-        settings = self._settings
-        return settings.price_per_request + settings.price_per_gib * carried_bytes / GIB
 
     def _encode(self, job: Job, inputs: tuple[Tensor, ...]) -> tuple[bytes, dict[str, str]]:
         head: dict[str, Any] = {"id": job.id}

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from agent.config import Local, Model
-from agent.job import ErrorCode, Job, JobError, Outcome, Tensor
-from agent.routes import fitting, labels
+from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
+from agent.routes import fitting, labels, messages
 from agent.routes.messages import (
     Arena,
     Failed,
-    Load,
     Loaded,
     ModelSpec,
     Placed,
@@ -27,6 +26,7 @@ from policies import api
 
 # Something else may have killed the process: the model is to blame if it happens again.
 PROBES = 2
+MIDDLING = 5  # the priority of a job that names none
 
 
 class LocalRoute:
@@ -107,6 +107,10 @@ class LocalRoute:
             return JobError(ErrorCode.MODEL_ERROR, self._refused[job.model])
         return JobError(ErrorCode.NO_ROUTE, f"model '{job.model}' is not on this device")
 
+    def load(self, job: Job | None) -> Load:
+        """Tell what the job would find before it here; see `Route`."""
+        return self._pool.load(MIDDLING if job is None else job.priority)
+
     def price(self, job: Job) -> float:  # noqa: ARG002 - part of `Route`
         """Nothing: no money is spent on the device."""
         return 0.0
@@ -133,6 +137,7 @@ class LocalRoute:
                 queue_s=running - began,
                 run_s=self._clock() - running,
                 retriable=retriable,
+                timed_out=error.code is ErrorCode.DEADLINE_EXCEEDED,
             )
         model = self._models[job.model]
         outputs, confidence = labels.attach(result.outputs, self._labels[job.model], model.top_k)
@@ -140,6 +145,7 @@ class LocalRoute:
             outputs=outputs,
             queue_s=running - began,
             run_s=result.run_s,
+            cpu_s=result.cpu_s,
             confidence=confidence,
         )
 
@@ -174,6 +180,7 @@ class LocalRoute:
     ) -> Result:
         return await self._pool.ask(
             place,
+            model=job.model,
             priority=job.priority,
             deadline_at=job.deadline_at,
             timeout_s=timeout_s,
@@ -224,7 +231,7 @@ async def probe(
             if process.pid is None:
                 process.start()
             try:
-                reply = await process.ask(Load(_spec(name, model)), LOAD_TIMEOUT_S)
+                reply = await process.ask(messages.Load(_spec(name, model)), LOAD_TIMEOUT_S)
                 break
             except (WorkerDiedError, TimeoutError) as error:
                 how = "hangs" if isinstance(error, TimeoutError) else "kills"

@@ -90,7 +90,8 @@ class Done(msgspec.Struct, tag=True):
     """The result lies in the slot's memory."""
 
     outputs: list[Placed]
-    run_s: float
+    run_s: float  # of the model alone
+    cpu_s: float = 0.0  # processor time for the whole request
 
 
 class Failed(msgspec.Struct, tag=True):

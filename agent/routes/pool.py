@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
 from agent.config import Local
-from agent.job import ErrorCode, JobError, Tensor
-from agent.routes.messages import Arena, Done, Failed, Load, ModelSpec, Reply, Request
+from agent.job import ErrorCode, JobError, Load, Tensor
+from agent.routes import messages
+from agent.routes.messages import Arena, Done, Failed, ModelSpec, Reply, Request
 from agent.routes.process import WorkerDiedError, WorkerProcess
 
 log = structlog.get_logger(__name__)
@@ -34,6 +36,7 @@ class Result:
 
     outputs: tuple[Tensor, ...]
     run_s: float
+    cpu_s: float
 
 
 @dataclass(order=True, slots=True)
@@ -43,10 +46,11 @@ class _Waiting:
     priority: int  # negated
     deadline_at: float
     number: int
+    model: str = field(compare=False)
     place: Placement = field(compare=False)
     result: asyncio.Future[Result] = field(compare=False)
     started: Callable[[], None] = field(compare=False)
-    running: bool = field(default=False, compare=False)
+    began: float | None = field(default=None, compare=False)  # event loop's time
 
 
 class WorkerPool:
@@ -68,8 +72,31 @@ class WorkerPool:
         self._reviving: dict[WorkerProcess, asyncio.Lock] = {}
         self._dispatchers: list[asyncio.Task[None]] = []
         self._runs: set[asyncio.Task[None]] = set()
-        self.waiting = 0  # requests not yet begun
-        self.running = 0  # requests that a worker has begun
+        self._waits: Counter[tuple[int, str]] = Counter()  # not yet begun, by priority and model
+        self._begun: dict[int, _Waiting] = {}  # by number
+
+    @property
+    def waiting(self) -> int:
+        """Requests not yet begun."""
+        return self._waits.total()
+
+    @property
+    def running(self) -> int:
+        """Requests that a worker has begun."""
+        return len(self._begun)
+
+    def load(self, priority: int) -> Load:
+        """Tell what a request of this priority would find before it.
+
+        Among requests of its own priority it is taken to be the last, whatever the deadlines.
+        """
+        ahead: Counter[str] = Counter()
+        for (other, model), count in self._waits.items():
+            if other >= priority:
+                ahead[model] += count
+        now = asyncio.get_running_loop().time() if self._begun else 0.0
+        running = tuple((run.model, now - (run.began or now)) for run in self._begun.values())
+        return Load(ahead, running, self._settings.workers)
 
     @property
     def pids(self) -> list[int]:
@@ -104,6 +131,7 @@ class WorkerPool:
         self,
         place: Placement,
         *,
+        model: str,
         priority: int,
         deadline_at: float,
         timeout_s: float,
@@ -113,6 +141,7 @@ class WorkerPool:
 
         Args:
             place: Puts the request's data into shared memory.
+            model: The model that it is for.
             priority: Higher first.
             deadline_at: Among equals, the earlier first.
             timeout_s: How long to wait for the result.
@@ -125,11 +154,12 @@ class WorkerPool:
             -priority,
             deadline_at,
             next(self._numbers),
+            model,
             place,
             asyncio.get_running_loop().create_future(),
             started,
         )
-        self.waiting += 1
+        self._waits[priority, model] += 1
         self._queue.put_nowait(waiting)
         try:
             async with asyncio.timeout(timeout_s):
@@ -140,8 +170,8 @@ class WorkerPool:
             ) from None
         finally:
             # One that was given up stays in the queue until its turn, but waits no more.
-            if not waiting.running:
-                self.waiting -= 1
+            if waiting.began is None:
+                self._stop_waiting(waiting)
 
     async def _dispatch(self, worker: WorkerProcess) -> None:
         while True:
@@ -170,14 +200,14 @@ class WorkerPool:
                 waiting.result.set_result(result)
         finally:
             worker.give_slot(slot)
-            self.running -= waiting.running
+            self._begun.pop(waiting.number, None)
 
     async def _run_on(self, worker: WorkerProcess, slot: int, waiting: _Waiting) -> Result:
         def begin() -> None:
-            if not waiting.running and not waiting.result.done():
-                waiting.running = True
-                self.waiting -= 1
-                self.running += 1
+            if waiting.began is None and not waiting.result.done():
+                waiting.began = asyncio.get_running_loop().time()
+                self._stop_waiting(waiting)
+                self._begun[waiting.number] = waiting
                 waiting.started()
 
         runs = 0
@@ -203,6 +233,12 @@ class WorkerPool:
             ErrorCode.MODEL_ERROR, f"the worker process died {MAX_RUNS} times while it ran this job"
         )
 
+    def _stop_waiting(self, waiting: _Waiting) -> None:
+        key = -waiting.priority, waiting.model
+        self._waits[key] -= 1
+        if not self._waits[key]:
+            del self._waits[key]
+
     async def _revive(self, worker: WorkerProcess, died: int) -> None:
         """Bring back a worker whose generation `died`, unless somebody already has."""
         async with self._reviving[worker]:
@@ -224,7 +260,7 @@ class WorkerPool:
             if model.name in worker.models:
                 continue
             try:
-                reply = await worker.ask(Load(model), LOAD_TIMEOUT_S)
+                reply = await worker.ask(messages.Load(model), LOAD_TIMEOUT_S)
             except (WorkerDiedError, TimeoutError) as error:
                 log.error("worker_start_failed", model=model.name, error=str(error))  # noqa: TRY400
                 return False
@@ -247,4 +283,5 @@ def _take(reply: Reply, arena: Arena) -> Result:
             for placed in reply.outputs
         ),
         reply.run_s,
+        reply.cpu_s,
     )

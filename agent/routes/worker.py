@@ -57,8 +57,12 @@ class Worker:
 
     def answer(self, request: Request) -> Reply:
         """Carry out one request. A job's failure is an answer, not an exception."""
+        busy = time.process_time()
         try:
-            return self._carry_out(request)
+            reply = self._carry_out(request)
+            if isinstance(reply, Done):
+                reply.cpu_s = time.process_time() - busy
+            return reply  # noqa: TRY300 - what follows are failures
         except JobError as error:
             return Failed(error.code.value, error.message)
         except MemoryError:

@@ -30,6 +30,8 @@ IMAGE_TYPES = ("image/jpeg", "image/png")
 IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 ID_NEAR_START = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._:-]{1,128})"')
 MAX_DEADLINE_MS = 31 * 24 * 3600 * 1000
+# What stands behind a figure of energy, by whether a meter does.
+ENERGY_SOURCES = {None: None, True: "measured", False: "modelled"}
 
 
 class JobParameters(msgspec.Struct):
@@ -165,6 +167,7 @@ def _account(answer: Answer) -> dict[str, Any]:
         "run_ms": round(account.run_s * 1000, 3),
         "total_ms": round(account.total_s * 1000, 3),
         "energy_j": account.energy_j,
+        "energy_source": ENERGY_SOURCES[account.energy_measured],
         "cost": account.cost,
         "confidence": account.confidence,
     }

@@ -82,6 +82,8 @@ async def serve(program):
                 online.cancel()
                 running.result()
             await online
+            # We may hear of it before the broker has confirmed it to the daemon.
+            await daemon.gateway.session.until_connected()
             return Serving(daemon, running, http)
 
         yield start

@@ -18,8 +18,8 @@ from agent import events
 from agent.config import Device, Endpoint, Energy, Model
 from agent.config import Limits as JobLimits
 from agent.config import Store as StoreSettings
-from agent.estimate import Estimates
-from agent.job import Answer, Asker, ErrorCode, Job, JobError, Outcome
+from agent.estimate import EnergyAccount, Estimates
+from agent.job import Answer, Asker, ErrorCode, Job, JobError, Load, Outcome
 from agent.lifecycle import Lifecycle
 from agent.plugins import LoadedPolicy
 from agent.router.decider import Decider
@@ -47,6 +47,7 @@ ALL_EVENTS = (
     events.PolicyFailed,
     events.Started,
     events.Attempted,
+    events.Probed,
     events.Retrying,
     events.Deferred,
     events.Committed,
@@ -80,6 +81,7 @@ class FakeRoute:
         self.timeouts: list[float] = []
         self.closed: JobError | None = None
         self.costs = 0.0
+        self.found = Load()
         self.does: Callable[[], Any] = Outcome  # gives an outcome, raises, or is a coroutine's
         self.takes_s = 0.0
         self.began = asyncio.Event()
@@ -94,6 +96,9 @@ class FakeRoute:
 
     def closed_for(self, job: Job) -> JobError | None:
         return self.closed
+
+    def load(self, job: Job | None) -> Load:
+        return self.found
 
     def price(self, job: Job) -> float:
         return self.costs
@@ -177,9 +182,9 @@ def build_router(clock):
         local = FakeRoute("local", clock)
         clouds = [FakeRoute(f"cloud:{name}", clock) for name in endpoints]
         urls = {name: Endpoint(url="http://127.0.0.1:9") for name in endpoints}
-        estimates = Estimates(1)
+        estimates = Estimates(urls, EnergyAccount(Energy(), clock=clock), clock=clock)
         decider = Decider(LoadedPolicy("mine", policy or PreferLocal()), timeout_s)
-        sampler = Sampler(Device(), urls)
+        sampler = Sampler(Device())
         recorder = Recorder(observed)
         observed.subscribe(events.Attempted, estimates.learn)
         observed.subscribe(events.Attempted, decider.learn)
@@ -190,7 +195,6 @@ def build_router(clock):
             estimates=estimates,
             sampler=sampler,
             events=observed,
-            power=Energy(),
             clock=clock,
         )
         return SimpleNamespace(

@@ -10,7 +10,7 @@ import pytest
 from agent.decisions import DecisionLog
 from agent.events import Answered, Attempted, Decided, Deferred, Events
 from agent.job import Answer, ErrorCode, JobError, Outcome
-from policies.api import Plan, Term, Why
+from policies.api import Estimate, Plan, Term, Why
 from policies.testing import situation
 
 NOW = 1.7e9
@@ -68,7 +68,7 @@ def decided(job, plan=None):
 def attempted(job, plan=None, **outcome):
     plan = plan or Plan("local")
     done = Outcome(queue_s=0.1, run_s=0.25, bytes_up=7, bytes_down=8, **outcome)
-    return Attempted(job, situation(), plan, done, 0.4, 0.5, done.cost)
+    return Attempted(job, situation(), plan, done, 0.4, Estimate(), 0.5, cost=done.cost)
 
 
 def answered(job):
@@ -102,6 +102,7 @@ def test_a_decision_is_kept_with_what_came_of_it(decisions, make_job):
         "run_s": 0.25,
         "error": None,
         "energy_j": 0.5,
+        "energy_measured": False,
         "cost": 0.0,
         "confidence": 0.9,
         "bytes_up": 7,

@@ -17,13 +17,13 @@ from agent.events import (
     Decided,
     Events,
     PolicyFailed,
+    Probed,
     Received,
 )
 from agent.job import Account, Answer, ErrorCode, JobError, Outcome
 from agent.metrics import Metrics
-from agent.sensors.battery import Battery
-from agent.sensors.network import Reach
-from policies.api import Estimate, Plan, Why
+from agent.sensors.sampler import Sampler
+from policies.api import Device, Estimate, Plan, Why
 from policies.testing import situation
 
 EVENTS_COUNTED = {
@@ -84,8 +84,10 @@ def answered(make_job):
 def attempted(make_job):
     def make(route="local", latency_s=0.3, expected=None, **outcome):
         done = Outcome(run_s=0.25, **outcome)
-        plan = Plan(route, expected=expected)
-        return Attempted(make_job(), situation(), plan, done, latency_s, 0.5, done.cost)
+        job, plan = make_job(), Plan(route)
+        return Attempted(
+            job, situation(), plan, done, latency_s, expected or Estimate(), 0.5, cost=done.cost
+        )
 
     return make
 
@@ -143,6 +145,11 @@ def test_a_failed_or_unexpected_attempt_tells_nothing_of_the_estimate(counted, a
     assert "edgewise_estimate_error_seconds_sum" not in counted.series()
 
 
+def test_what_probes_take_of_the_network_is_counted(counted):
+    counted.emit(Probed("lab", True, 0.05, 300, 200), Probed("lab", False, None, 300, 0))
+    assert counted.value("edgewise_probe_bytes_total", endpoint="lab") == 800
+
+
 def test_a_decision_counts_by_policy_route_and_reason(counted, make_job):
     for route in ("cloud:lab", "cloud:far"):
         counted.emit(Decided(make_job(), "mine", situation(), Plan(route, Why.RETRY), 1e-5))
@@ -193,7 +200,7 @@ def test_a_gauge_without_a_reading_exports_no_series(counted):
     assert counted.value("edgewise_x", a="b") == 0.0
 
 
-def test_a_sensor_that_the_device_lacks_exports_no_series(tmp_path):
+def test_a_sensor_that_the_device_lacks_exports_no_series(tmp_path, monkeypatch):
     path = tmp_path / "edgewise.toml"
     path.write_text("[endpoints.lab]\nurl = 'http://127.0.0.1:9'\n")
     config = load(path, {})
@@ -205,6 +212,9 @@ def test_a_sensor_that_the_device_lacks_exports_no_series(tmp_path):
         "edgewise_cpu_utilization_ratio",
         "edgewise_network_up",
         "edgewise_network_rtt_seconds",
+        "edgewise_network_uplink_bytes_per_second",
+        "edgewise_power_watts",
+        "edgewise_cpu_temperature_celsius",
     }
     always = {
         "edgewise_jobs_waiting",
@@ -213,8 +223,13 @@ def test_a_sensor_that_the_device_lacks_exports_no_series(tmp_path):
         "edgewise_mqtt_connected",
     }
     assert names(registry) & (sensed | always) == always
-    daemon.sampler._battery = Battery(0.0, None)
-    daemon.sampler._reach["lab"] = Reach(reachable=False, rtt_s=None)
+    readings = Device(battery_charge_ratio=0.0, network_up=False)
+    monkeypatch.setattr(Sampler, "device", readings)
+    daemon.estimates.learn_probe(Probed("lab", True, 0.05, 300, 200))
     now = names(registry) & sensed
-    assert now == {"edgewise_battery_charge_ratio", "edgewise_network_up"}
+    assert now == {
+        "edgewise_battery_charge_ratio",
+        "edgewise_network_up",
+        "edgewise_network_rtt_seconds",
+    }
     assert registry.get_sample_value("edgewise_network_up") == 0

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from agent.events import Decided
-from agent.job import Answer, Deferral, ErrorCode, JobError, Placement
+from agent.job import Answer, Deferral, ErrorCode, JobError, Load, Placement
+from policies import api
 from policies.api import Plan, Why
 from policies.fixed import Cloud
 
@@ -50,10 +51,12 @@ async def test_an_attempt_may_take_what_is_left_until_the_deadline(build_router,
 async def test_a_cloud_attempt_leaves_time_for_the_local_route(build_router, make_job):
     built = build_router(Cloud())
     await built.run(make_job())
-    built.estimates.warm("digits", "local", 0.1)
+    built.estimates.warm("digits", 0.05)
+    p95_s = built.estimates.estimate("digits", "local", 1, Load(), api.Device()).latency_p95_s
     await built.run(make_job())
     await built.run(make_job(placement=Placement.ONLY_CLOUD))
-    assert built.cloud.timeouts == pytest.approx([0.5, 0.78, 1.0])
+    assert built.cloud.timeouts == pytest.approx([0.5, 1.0 - 2 * p95_s - 0.02, 1.0])
+    assert built.cloud.timeouts[1] > 0.7
 
 
 async def test_a_running_job_can_be_stopped_with_the_error_to_answer(build_router, make_job):

@@ -1,0 +1,84 @@
+"""What is learned, kept over restarts: one JSON file each, in the state directory.
+
+It is a convenience, not a promise: a file that is lost or damaged costs some relearning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+log = structlog.get_logger(__name__)
+
+# At least this often; each time wears a memory card.
+SAVE_EVERY_S = 600.0
+MOST_BYTES = 16 * 1024 * 1024
+
+Dump = Callable[[], dict[str, Any]]
+
+
+class Learned:
+    """Keeps what others learn."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep it in this folder."""
+        self._folder = folder
+        self._kept: dict[str, Dump] = {}
+
+    def keep(self, name: str, dump: Dump) -> None:
+        """Keep from now on what `dump` gives, under this name."""
+        self._kept[name] = dump
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Give what was kept under a name; None where there is nothing that can be read."""
+        path = self._path(name)
+        try:
+            with path.open("rb") as file:
+                content = file.read(MOST_BYTES)
+            return msgspec.json.decode(content, type=dict[str, Any])
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            log.warning("learned_unreadable", file=str(path), error=str(error))
+            return None
+
+    async def run(self) -> None:
+        """Save now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(SAVE_EVERY_S)
+            await self.save()
+
+    async def save(self) -> None:
+        """Save it all; what the disk won't take is said, and tried again the next time."""
+        for name, dump in self._kept.items():
+            content = dump()
+            try:
+                await asyncio.to_thread(self._write, self._path(name), content)
+            except OSError as error:
+                log.warning("learned_not_saved", name=name, error=str(error))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    @staticmethod
+    def _write(path: Path, content: dict[str, Any]) -> None:
+        """Put it in place of what was there: whole, or not at all."""
+        made = path.with_suffix(".new")
+        try:
+            descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(content))
+                file.flush()
+                os.fsync(descriptor)
+            made.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                made.unlink()
+            raise
