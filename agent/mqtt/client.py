@@ -35,6 +35,7 @@ class Client:
         self._v5 = broker.v5
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._retained: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._followed: asyncio.Queue[tuple[str, dict[str, Any]] | LinkError] | None = None
         self._link = Link(broker, None, self._on_delivery)
 
     @contextlib.asynccontextmanager
@@ -83,8 +84,26 @@ class Client:
         except TimeoutError:
             return None
 
+    async def follow(self, *names: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Give what is said on topics such as `status` and `state`, what is retained there first.
+
+        Raises:
+            LinkError: The connection ended.
+        """
+        self._followed = asyncio.Queue()
+        await self._link.subscribe([f"{self._root}/{name}" for name in names])
+        while True:
+            said = await self._followed.get()
+            if isinstance(said, LinkError):
+                raise said
+            yield said
+
     def _on_delivery(self, delivery: Delivery) -> None:
         delivery.done()
+        if self._followed is not None:
+            name = delivery.topic.removeprefix(f"{self._root}/")
+            self._followed.put_nowait((name, json.loads(delivery.payload)))
+            return
         wanted = self._retained.get(delivery.topic)
         if wanted is None:
             wanted = self._answers.pop(delivery.topic.rpartition("/")[2], None)
@@ -97,6 +116,8 @@ class Client:
             if not waiting.done():
                 waiting.set_exception(LinkError(reason))
                 waiting.exception()  # looked at: nobody may be waiting any more
+        if self._followed is not None:
+            self._followed.put_nowait(LinkError(reason))
 
 
 def _properties(submission: Submission) -> Properties:
