@@ -11,7 +11,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
-	@echo "make bench   compare with a bare loop, and see what deferred jobs cost (needs mosquitto)"
+	@echo "make bench   compare with a bare loop; deferred jobs; how good estimates are (needs mosquitto)"
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
 	@echo "make clean   remove the virtual environment and caches"
 
