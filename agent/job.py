@@ -152,6 +152,11 @@ class Load:
         """Jobs that run."""
         return len(self.running)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a job would have to wait for others."""
+        return bool(self.ahead) or len(self.running) >= self.parallel
+
 
 @dataclass(frozen=True, slots=True)
 class Account:

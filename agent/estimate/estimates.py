@@ -257,9 +257,12 @@ class Estimates:
             return
         known.failures.learn(now, failed=outcome.error is not None)
         if outcome.error is None:
+            occupied_s = max(attempt.latency_s - outcome.queue_s, 1e-6)
             known.learn(
                 attempt.situation.device,
-                max(attempt.latency_s - outcome.queue_s, 1e-6),
+                # Getting to a free worker and back is part of what a job takes.
+                occupied_s if attempt.waited else attempt.latency_s,
+                occupied_s,
                 outcome.cpu_s,
                 now,
             )
@@ -326,7 +329,7 @@ class Estimates:
         up, down = known.sizes(input_bytes)
         median_s, spread = known.predict(up + load.bytes_up, down, now)
         ahead_s = known.around_s
-        if load.running_count >= load.parallel:
+        if load.is_full:
             ahead_s += (load.ahead_count + 1) * median_s / load.parallel
         mean_s, p95_s, std_s = _latency(median_s, spread, known.calibration.z, ahead_s)
         up_s, down_s = network.air_s(up, down)
@@ -346,7 +349,7 @@ class Estimates:
 
     def _ahead_s(self, load: Load) -> float:
         """Give the time until a worker is free for a job: the work before it, shared among them."""
-        if not load.ahead and load.running_count < load.parallel:
+        if not load.is_full:
             return 0.0
         work_s = 0.0
         for model, count in load.ahead.items():

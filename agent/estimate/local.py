@@ -16,6 +16,7 @@ from policies import api
 BASE_SPREAD, BASE_DRIFT = 0.5, 0.05
 ADDED_SPREAD, ADDED_DRIFT = 1.0, 0.02
 CONTENTION_FIRST, HEAT_FIRST = 1.0, 0.5
+DISTURBED = 0.25
 
 
 class LocalModel:
@@ -56,12 +57,14 @@ class LocalModel:
     def predict(self, device: api.Device, now_s: float) -> tuple[float, float]:
         """Give the median service time in seconds, and its logarithm's standard deviation."""
         assert self._service is not None
-        return self._service.predict(self._features(device), None, now_s)
+        features = self._features(device)
+        return self._service.predict(features, None, now_s, disturbed=_is_disturbed(features))
 
     def learn(
         self,
         device: api.Device,
         service_s: float,
+        occupied_s: float,
         cpu_s: float | None,
         now_s: float,
     ) -> None:
@@ -69,15 +72,18 @@ class LocalModel:
 
         Args:
             device: The readings when it was decided.
-            service_s: What it took, without the queue.
+            service_s: What it took a job, without other jobs ahead of it.
+            occupied_s: How long it kept a worker.
             cpu_s: Its processor time, where known.
             now_s: Monotonic seconds.
         """
         if self._service is None:
             self._begin(service_s, now_s)
         assert self._service is not None
-        self._service.learn(self._features(device), None, service_s, now_s)
-        self._usual_s.learn(service_s)
+        features = self._features(device)
+        disturbed = _is_disturbed(features)
+        self._service.learn(features, None, service_s, now_s, disturbed=disturbed)
+        self._usual_s.learn(occupied_s)
         if cpu_s is not None:
             self._cpu_s.learn(cpu_s)
         self.samples += 1
@@ -128,3 +134,8 @@ class LocalModel:
         others = (device.cpu_contention_ratio or 0.0) * self._cores
         crowded = min(max(others - (self._cores - 1), 0.0), 1.0)
         return 1.0, crowded, device.thermal_pressure_ratio or 0.0
+
+
+def _is_disturbed(features: Features) -> bool:
+    # A run that others crowd is cut into slices, or is not, by chance.
+    return features[1] > DISTURBED

@@ -109,18 +109,21 @@ class Regression:
         self.values = [prior.value for prior in priors]  # the coefficients
         # The covariance of the logarithms: 00, 11, 22, 01, 02, 12.
         self._p = [*self._bounds, 0.0, 0.0, 0.0]
-        self._noise = NOISE_FIRST**2
+        self._noise = [NOISE_FIRST**2, NOISE_FIRST**2]  # calm, and disturbed
         self._run = 0  # outliers in a row, signed
         self._calm = 0  # outcomes since the last outlier
         self._seen_at = now_s
 
-    def predict(self, x: Features, own: Own | None, now_s: float) -> tuple[float, float]:
+    def predict(
+        self, x: Features, own: Own | None, now_s: float, *, disturbed: bool = False
+    ) -> tuple[float, float]:
         """Predict a latency.
 
         Args:
             x: The features.
             own: The model's own coefficient, if it has one.
             now_s: Monotonic seconds.
+            disturbed: Whether the conditions make it noisier; that noise is learned apart.
 
         Returns:
             Its median, in seconds, and the standard deviation of its logarithm: noise, and what is
@@ -135,16 +138,24 @@ class Regression:
             median += own.value
             variance = own.value * own.value * own.variance_at(now_s)
         if median <= LEAST_S:
-            return LEAST_S, math.sqrt(self._noise)
+            return LEAST_S, math.sqrt(self._noise[disturbed])
         p00, p11, p22, p01, p02, p12 = self._grown(now_s)
         variance += s0 * s0 * p00
         if s1:
             variance += s1 * (s1 * p11 + 2.0 * s0 * p01)
         if s2:
             variance += s2 * (s2 * p22 + 2.0 * (s0 * p02 + s1 * p12))
-        return median, math.sqrt(max(variance, 0.0) / (median * median) + self._noise)
+        return median, math.sqrt(max(variance, 0.0) / (median * median) + self._noise[disturbed])
 
-    def learn(self, x: Features, own: Own | None, latency_s: float, now_s: float) -> None:
+    def learn(
+        self,
+        x: Features,
+        own: Own | None,
+        latency_s: float,
+        now_s: float,
+        *,
+        disturbed: bool = False,
+    ) -> None:
         """Take in one measured latency.
 
         Args:
@@ -152,7 +163,9 @@ class Regression:
             own: The model's own coefficient, if it has one.
             latency_s: What was measured.
             now_s: Monotonic seconds.
+            disturbed: As for `predict`.
         """
+        noise = self._noise[disturbed]
         self._p = self._grown(now_s)
         self._seen_at = max(now_s, self._seen_at)
         v0, v1, v2 = self.values
@@ -167,7 +180,7 @@ class Regression:
         own_share = own_s / median
         off = math.log(max(latency_s, LEAST_S) / median)
         gains, own_gain, explained = self._gains(share, own, own_share)
-        usual = total = explained + self._noise
+        usual = total = explained + noise
         beyond = abs(off) / math.sqrt(total) / OUTLIER
         if beyond <= 1.0:
             # Jobs too small to notice a change come between those that do.
@@ -180,7 +193,7 @@ class Regression:
             self._calm = 0
             self._loosen(share, own, own_share, min(abs(off), CHANGE_MOST) * CHANGE_SHARE)
             gains, own_gain, explained = self._gains(share, own, own_share)
-            total = explained + self._noise
+            total = explained + noise
         else:
             self._run = 1 if off > 0 else -1
             self._calm = 0
@@ -190,9 +203,9 @@ class Regression:
             own.move(own_gain / total * off)
             own.variance -= own_gain * own_gain / total
         # Where the coefficients are unsure, an outcome tells little of the noise.
-        weight = NOISE_WEIGHT * self._noise / usual
+        weight = NOISE_WEIGHT * noise / usual
         seen = min(off * off, OUTLIER * OUTLIER * usual) - explained
-        self._noise = max(self._noise + weight * (seen - self._noise), NOISE_LEAST * NOISE_LEAST)
+        self._noise[disturbed] = max(noise + weight * (seen - noise), NOISE_LEAST * NOISE_LEAST)
 
     def spreads(self, now_s: float) -> tuple[float, float, float]:
         """Give the standard deviations of the coefficients' logarithms."""
@@ -205,7 +218,7 @@ class Regression:
 
     def dump(self, now_s: float) -> dict[str, Any]:
         """Give what was learned, as plain JSON types."""
-        return {"logs": list(self._logs), "p": self._grown(now_s), "noise": self._noise}
+        return {"logs": list(self._logs), "p": self._grown(now_s), "noise": list(self._noise)}
 
     def load(self, state: dict[str, Any], age_s: float) -> None:
         """Take up what `dump` gave, `age_s` seconds ago.
@@ -215,8 +228,8 @@ class Regression:
         """
         logs = [_finite(value) for value in state["logs"]]
         p = [_finite(value) for value in state["p"]]
-        noise = _finite(state["noise"])
-        if (len(logs), len(p)) != (3, 6) or min(p[:3]) < 0 or noise < 0:
+        noise = [_finite(value) for value in state["noise"]]
+        if (len(logs), len(p), len(noise)) != (3, 6, 2) or min(*p[:3], *noise) < 0:
             raise ValueError("no coefficients of a regression")
         self._logs = logs
         self.values = [math.exp(log) for log in logs]

@@ -172,17 +172,28 @@ class Router:
             if self._clock() >= job.deadline_at:
                 return self._finish_late(job, progress)
             situation, closed = self._look(job, progress.tried, progress.attempts)
-            expected = {view.name: view for view in situation.routes}
+            # Kept from the policy, which may be hostile.
+            expected = {view.name: view.estimate for view in situation.routes}
             if not situation.open_routes:
                 return self._finish_closed(job, progress, closed)
             plan, decided_at = self._decide(job, situation, progress)
             if plan.route is None:
                 return self._finish_rejected(job, progress, plan)
             route = self._routes[plan.route]
+            waited = route.load(job).is_full
             started = partial(self._events.emit, Started(job, plan.route))
             outcome = await route.run(job, self._attempt_timeout_s(job, route), started)
-            view = expected[plan.route]
-            self._record(job, route, situation, plan, view, outcome, decided_at, progress)
+            attempt = Attempted(
+                job,
+                situation,
+                plan,
+                outcome,
+                self._clock() - decided_at,
+                expected[plan.route],
+                cost=outcome.cost,
+                waited=waited,
+            )
+            self._record(attempt, progress)
             if outcome.error is not None:
                 if not outcome.retriable:
                     return self._finish_failed(job, progress, outcome.error)
@@ -246,39 +257,17 @@ class Router:
             known["relative_error"] = calibration.relative_error
         return known
 
-    def _record(
-        self,
-        job: Job,
-        route: Route,
-        situation: Situation,
-        plan: Plan,
-        view: RouteView,
-        outcome: Outcome,
-        decided_at: float,
-        progress: _Progress,
-    ) -> None:
-        latency_s = self._clock() - decided_at
-        spent = self._estimates.book(route.name, outcome)
+    def _record(self, attempt: Attempted, progress: _Progress) -> None:
+        outcome = attempt.outcome
+        assert attempt.plan.route is not None
+        spent = self._estimates.book(attempt.plan.route, outcome)
         progress.attempts += 1
         progress.queue_s += outcome.queue_s
         progress.run_s += outcome.run_s
         progress.energy_j += spent.joules
         progress.energy_measured &= spent.measured
         progress.cost += outcome.cost or 0.0
-        self._events.emit(
-            Attempted(
-                job,
-                situation,
-                plan,
-                outcome,
-                latency_s,
-                view.estimate,
-                spent.joules,
-                spent.measured,
-                outcome.cost,
-                waited=view.waiting > 0,
-            )
-        )
+        self._events.emit(replace(attempt, energy_j=spent.joules, energy_measured=spent.measured))
 
     def _is_doubtful(self, job: Job, route: Route, plan: Plan, outcome: Outcome) -> bool:
         if route.kind != api.LOCAL or outcome.confidence is None:

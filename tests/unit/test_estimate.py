@@ -107,8 +107,14 @@ def test_local_runs_teach_the_service_time(device):
 
 def test_time_in_the_queue_is_no_service_time(device):
     for _ in range(20):
-        device.ran(0.5, queue_s=0.4)
+        device.ran(0.5, queue_s=0.4, waited=True)
     assert device.estimate().latency_mean_s == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_way_to_a_free_worker_is_part_of_a_jobs_time(device):
+    for _ in range(20):
+        device.ran(0.0010, queue_s=0.0002)
+    assert device.estimate().latency_mean_s == pytest.approx(0.0010, rel=0.05)
 
 
 def test_the_queue_ahead_counts_each_models_own_time(device):

@@ -145,12 +145,12 @@ def test_what_was_learned_survives_being_kept(line):
     "state",
     [
         {},
-        {"logs": [1.0], "p": [1.0] * 6, "noise": 0.1},
-        {"logs": [1.0, 1.0, math.nan], "p": [1.0] * 6, "noise": 0.1},
-        {"logs": [1.0, 1.0, 1e9], "p": [1.0] * 6, "noise": 0.1},
-        {"logs": [1.0] * 3, "p": [-1.0] * 6, "noise": 0.1},
-        {"logs": [1.0] * 3, "p": None, "noise": 0.1},
-        {"logs": "abc", "p": [1.0] * 6, "noise": 0.1},
+        {"logs": [1.0], "p": [1.0] * 6, "noise": [0.1, 0.1]},
+        {"logs": [1.0, 1.0, math.nan], "p": [1.0] * 6, "noise": [0.1, 0.1]},
+        {"logs": [1.0, 1.0, 1e9], "p": [1.0] * 6, "noise": [0.1, 0.1]},
+        {"logs": [1.0] * 3, "p": [-1.0] * 6, "noise": [0.1, 0.1]},
+        {"logs": [1.0] * 3, "p": None, "noise": [0.1, 0.1]},
+        {"logs": "abc", "p": [1.0] * 6, "noise": [0.1, 0.1]},
     ],
 )
 def test_what_is_malformed_is_refused_and_nothing_has_changed(line, state):
