@@ -89,6 +89,8 @@ class CloudRoute:
         self.circuit = Circuit(clock)
         self._slots = Slots(endpoint.max_in_flight)
         self._waits: Counter[tuple[int, str]] = Counter()  # by priority and model
+        # Always the same: what rests on it need not be reckoned anew.
+        self._idle = Load(parallel=endpoint.max_in_flight)
         self._requests: dict[str, tuple[str, float, int]] = {}  # by job: model, begin, bytes
         self._session: aiohttp.ClientSession | None = None
         self._prober: Prober | None = None
@@ -105,6 +107,8 @@ class CloudRoute:
 
     def load(self, job: Job | None) -> Load:
         """Tell what the job would find before it here; see `Route`."""
+        if not self._waits and not self._requests:
+            return self._idle
         ahead: Counter[str] = Counter()
         for (priority, model), count in self._waits.items():
             if job is None or priority >= job.priority:

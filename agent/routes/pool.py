@@ -74,6 +74,8 @@ class WorkerPool:
         self._runs: set[asyncio.Task[None]] = set()
         self._waits: Counter[tuple[int, str]] = Counter()  # not yet begun, by priority and model
         self._begun: dict[int, _Waiting] = {}  # by number
+        # Always the same: what rests on it need not be reckoned anew.
+        self._idle = Load(parallel=settings.workers)
 
     @property
     def waiting(self) -> int:
@@ -90,6 +92,8 @@ class WorkerPool:
 
         Among requests of its own priority it is taken to be the last, whatever the deadlines.
         """
+        if not self._waits and not self._begun:
+            return self._idle
         ahead: Counter[str] = Counter()
         for (other, model), count in self._waits.items():
             if other >= priority:
