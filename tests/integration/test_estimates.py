@@ -42,13 +42,14 @@ async def test_each_routes_estimate_is_told_with_how_sure_it_is(
     remote = await run_jobs(program, digits, "only_cloud")
     state = await state_when(
         lambda said: said["models"]["digits"]["routes"]["cloud:lab"]["samples"] == JOBS
+        and "cpu_utilization_ratio" in said["device"]
     )
     routes = state["models"]["digits"]["routes"]
     for name, answers in (("local", local), ("cloud:lab", remote)):
         known = routes[name]
         assert known["samples"] == JOBS
         slowest_s = max(answer["total_ms"] for answer in answers) / 1000
-        assert 0 < known["latency_mean_s"] < slowest_s
+        assert 0 < known["latency_mean_s"] < 2 * slowest_s
         assert known["latency_p95_s"] > known["latency_mean_s"]
         assert known["latency_std_s"] > 0
         assert known["energy_j"] > 0
@@ -57,7 +58,7 @@ async def test_each_routes_estimate_is_told_with_how_sure_it_is(
         assert known["relative_error"] > 0
     assert state["endpoints"]["lab"]["reachable"] is True
     assert state["endpoints"]["lab"]["rtt_s"] > 0
-    assert state["device"]["cpu_utilization_ratio"] is not None
+    assert 0 <= state["device"]["cpu_utilization_ratio"] <= 1
     assert state["device"]["memory_available_bytes"] > 1e6
 
 
