@@ -29,6 +29,7 @@ class Why(enum.StrEnum):
     EXPECTED_COST = "expected_cost"  # least expected cost
     EXPLORATION = "exploration"  # chosen in part to learn
     RULE = "rule"  # a rule of the operator's matched
+    HEDGED = "hedged"  # the route chosen first was late, and a second one was quicker
     RETRY = "retry"  # an earlier attempt failed
     ESCALATED = "escalated"  # an earlier answer was not confident enough
     POLICY_FAILED = "policy_failed"  # the policy raised, overran or broke the rules: static rule
@@ -136,6 +137,9 @@ class Plan:
     `defer_s` without a route has a deferrable job wait, on disk; the policy is asked again after at
     least so many seconds.
 
+    With `hedge`, a second route is started if the first has no answer after `hedge_after_s`; the
+    first good answer wins, and the other attempt is called off. The router bounds how often.
+
     `escalate_below` applies to a local answer: with a confidence below it the policy is asked
     again without the local route, and the local answer is kept should that fail. The job's own
     `min_confidence` is honoured besides, whatever the plan says.
@@ -144,6 +148,8 @@ class Plan:
     route: str | None  # a RouteView's name; None rejects the job, or defers it
     why: Why = Why.PREFERRED
     reasons: tuple[Term, ...] = ()
+    hedge: str | None = None  # another RouteView's name
+    hedge_after_s: float = 0.0
     escalate_below: float | None = None
     defer_s: float | None = None
     expected: Estimate | None = None

@@ -87,7 +87,8 @@ class Estimates:
     def learn(self, attempt: Attempted) -> None:
         """Take in how one attempt ended."""
         outcome, expected = attempt.outcome, attempt.expected
-        if outcome.error is not None and outcome.error.code in JOBS_OWN_ERRORS:
+        code = None if outcome.error is None else outcome.error.code
+        if code in JOBS_OWN_ERRORS and code is not ErrorCode.CANCELLED:
             return
         assert attempt.plan.route is not None
         self._made.pop(attempt.plan.route, None)
@@ -99,6 +100,11 @@ class Estimates:
         else:
             known = self._local_model(attempt.job.model)
         mean_s, p95_s = expected.latency_mean_s, expected.latency_p95_s
+        if code is ErrorCode.CANCELLED:
+            # Another route was quicker. All that this tells is whether it would have been late.
+            if mean_s is not None and p95_s is not None and attempt.latency_s > p95_s:
+                known.calibration.learn(mean_s, p95_s, attempt.latency_s)
+            return
         if outcome.timed_out and (p95_s is None or attempt.latency_s <= p95_s):
             # The job was in a greater hurry than the route ever claimed to be.
             return

@@ -103,7 +103,21 @@ def _fault(plan: Any, open_names: Sequence[str], *, may_defer: bool) -> str | No
             return f"gave defer_s {wait_s!r}, want seconds above 0"
         if plan.route is not None or not may_defer:
             return "deferred a job that takes a route, or may not wait"
-    return _fault_in_account(plan)
+    return _fault_in_hedge(plan, open_names) or _fault_in_account(plan)
+
+
+def _fault_in_hedge(plan: Plan, open_names: Sequence[str]) -> str | None:
+    hedge: Any = plan.hedge
+    if hedge is None:
+        return None
+    if type(hedge) is not str or hedge not in open_names or hedge == plan.route:
+        return f"hedged by the route {hedge!r}, which is not open or the same"
+    if plan.route is None:
+        return "hedged a job that takes no route"
+    after_s: Any = plan.hedge_after_s
+    if isinstance(after_s, bool) or not isinstance(after_s, int | float) or not after_s >= 0:
+        return f"gave hedge_after_s {after_s!r}, want seconds, 0 or more"
+    return None
 
 
 def _fault_in_account(plan: Plan) -> str | None:

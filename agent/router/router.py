@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,19 +17,14 @@ from agent.events import Attempted, Decided, Events, Retrying, Started
 from agent.job import Account, Answer, Deferral, ErrorCode, Job, JobError, Outcome, Tensor
 from agent.router import constraints
 from agent.router.decider import Decider
+from agent.router.hedging import Hedging, race
+from agent.router.surroundings import Surroundings, endpoint_of
 from agent.routes import Route
 from agent.sensors.sampler import Sampler
 from policies import api
-from policies.api import Estimate, Plan, RouteView, Situation, Why
+from policies.api import Estimate, Plan, Situation, Why
 
 log = structlog.get_logger(__name__)
-
-# Left for the local route when a cloud attempt takes all the time it is given: this many times the
-# local p95, plus what deciding and queueing again takes; half of what is left where no local run
-# has been measured.
-RESERVE_FACTOR = 2.0
-RESERVE_EXTRA_S = 0.02
-RESERVE_UNKNOWN = 0.5
 
 
 @dataclass(slots=True)
@@ -74,13 +68,14 @@ class Router:
             events: Told of each step.
             clock: Monotonic seconds.
         """
-        self._routes = {route.name: route for route in routes}
-        self._models = models
+        self._around = Surroundings(
+            routes, models, estimates=estimates, sampler=sampler, clock=clock
+        )
         self._decider = decider
         self._estimates = estimates
-        self._sampler = sampler
         self._events = events
         self._clock = clock
+        self._hedging = Hedging()
         self._tasks: dict[str, asyncio.Task[Answer]] = {}
         self._stopped: dict[str, JobError] = {}
 
@@ -94,8 +89,7 @@ class Router:
 
     def use_routes(self, routes: Sequence[Route], models: Mapping[str, Model]) -> None:
         """Take these routes from now on; attempts on others end where they are."""
-        self._routes = {route.name: route for route in routes}
-        self._models = models
+        self._around.use_routes(routes, models)
 
     def stop(self, job_id: str, error: JobError) -> None:
         """End a job that runs or is about to; its `run` gives this error as the answer."""
@@ -108,8 +102,12 @@ class Router:
         """Tell whether any route would take the job, as far as one can tell without its data."""
         return any(
             constraints.forbidden(job, route, 0.0) is None and route.closed_for(job) is None
-            for route in self._routes.values()
+            for route in self._around.routes.values()
         )
+
+    def state(self) -> dict[str, Any]:
+        """Give the device's readings and each route's estimates, as plain JSON types."""
+        return {"policy": self._decider.name, **self._around.state()}
 
     async def run(self, job: Job, attempts: int = 0) -> Answer | Deferral:
         """Take the job to its answer, or find that it has to wait. `attempts` it has had before.
@@ -140,38 +138,14 @@ class Router:
                 del self._tasks[job.id]
             self._stopped.pop(job.id, None)
 
-    def situation(self, job: Job, tried: Mapping[str, JobError], attempts: int = 0) -> Situation:
-        """Take the snapshot that the job's next decision rests on."""
-        return self._look(job, tried, attempts)[0]
-
-    def _look(
-        self, job: Job, tried: Mapping[str, JobError], attempts: int
-    ) -> tuple[Situation, dict[str, JobError]]:
-        views, closed = self._views(job, tried)
-        traits = api.JobTraits(
-            model=job.model,
-            input_bytes=job.input_bytes,
-            deadline_s=job.deadline_at - self._clock(),
-            priority=job.priority,
-            private=job.private,
-            placement=job.placement.value,
-            deferrable=job.deferrable,
-            max_cost=job.max_cost,
-            min_confidence=job.min_confidence,
-            attempts=attempts,
-        )
-        return Situation(traits, self._sampler.device, views, self._clock()), closed
-
     async def _route(self, job: Job, progress: _Progress) -> Answer | Deferral:
-        if job.model not in self._models:
-            raise JobError(
-                ErrorCode.UNKNOWN_MODEL,
-                f"no model '{job.model[:64]}', known: {', '.join(sorted(self._models)) or 'none'}",
-            )
+        if job.model not in self._around.models:
+            known = ", ".join(sorted(self._around.models)) or "none"
+            raise JobError(ErrorCode.UNKNOWN_MODEL, f"no model '{job.model[:64]}', known: {known}")
         while True:
             if self._clock() >= job.deadline_at:
                 return self._finish_late(job, progress)
-            situation, closed = self._look(job, progress.tried, progress.attempts)
+            situation, closed = self._around.look(job, progress.tried, progress.attempts)
             # Kept from the policy, which may be hostile.
             expected = {view.name: view.estimate for view in situation.routes}
             if not situation.open_routes:
@@ -179,34 +153,113 @@ class Router:
             plan, decided_at = self._decide(job, situation, progress)
             if plan.route is None:
                 return self._finish_rejected(job, progress, plan)
-            route = self._routes[plan.route]
-            waited = route.load(job).is_full
-            started = partial(self._events.emit, Started(job, plan.route))
-            outcome = await route.run(job, self._attempt_timeout_s(job, route), started)
-            attempt = Attempted(
-                job,
-                situation,
-                plan,
-                outcome,
-                self._clock() - decided_at,
-                expected[plan.route],
-                cost=outcome.cost,
-                waited=waited,
-            )
+            for attempt in await self._carry_out(
+                job, situation, plan, expected, decided_at, progress
+            ):
+                answer = self._take(attempt, progress)
+                if answer is not None:
+                    return answer
+
+    async def _carry_out(
+        self,
+        job: Job,
+        situation: Situation,
+        plan: Plan,
+        expected: Mapping[str, Estimate],
+        decided_at: float,
+        progress: _Progress,
+    ) -> list[Attempted]:
+        """Take the plan's route, and the second one if the first is late.
+
+        Returns:
+            The attempts that ended by themselves, in that order; only the last may be good.
+        """
+        self._hedging.earn()
+        if plan.hedge is None:
+            attempt = await self._attempt(job, situation, plan, expected, decided_at)
             self._record(attempt, progress)
-            if outcome.error is not None:
-                if not outcome.retriable:
-                    return self._finish_failed(job, progress, outcome.error)
-                progress.tried[plan.route] = outcome.error
-                self._events.emit(Retrying(job, plan.route, outcome.error.code.value))
-            elif self._is_doubtful(job, route, plan, outcome):
-                progress.doubtful = (plan, outcome)
-                progress.tried[plan.route] = JobError(
-                    ErrorCode.NO_ROUTE, f"its answer's confidence was {outcome.confidence:.3f}"
-                )
-                self._events.emit(Retrying(job, plan.route, "escalated"))
-            else:
-                return self._answer(job, progress, outcome=outcome)
+            return [attempt]
+        second = replace(plan, route=plan.hedge, why=Why.HEDGED)
+        ended, lost = await race(
+            lambda: self._attempt(job, situation, plan, expected, decided_at),
+            lambda: self._attempt(job, situation, second, expected, self._clock()),
+            after_s=plan.hedge_after_s,
+            may_begin=lambda: self._may_hedge(job, second, expected),
+            is_good=self._is_good,
+        )
+        for attempt in (*lost, *ended):
+            self._record(attempt, progress)
+        return ended
+
+    async def _attempt(
+        self,
+        job: Job,
+        situation: Situation,
+        plan: Plan,
+        expected: Mapping[str, Estimate],
+        decided_at: float,
+    ) -> Attempted:
+        """Have a route run the job. One that is called off has an outcome too."""
+        assert plan.route is not None
+        route = self._around.routes[plan.route]
+        waited = route.load(job).is_full
+        began = self._clock()
+        started = partial(self._events.emit, Started(job, plan.route))
+        try:
+            outcome = await route.run(job, self._around.attempt_timeout_s(job, route), started)
+        except asyncio.CancelledError:
+            if job.id in self._stopped or plan.hedge is None:
+                raise
+            outcome = Outcome(
+                error=JobError(ErrorCode.CANCELLED, "another route was quicker"),
+                run_s=self._clock() - began,
+                cost=route.price(job),
+            )
+        return Attempted(
+            job,
+            situation,
+            plan,
+            outcome,
+            self._clock() - decided_at,
+            expected[plan.route],
+            cost=outcome.cost,
+            waited=waited,
+        )
+
+    def _may_hedge(self, job: Job, plan: Plan, expected: Mapping[str, Estimate]) -> bool:
+        """Tell whether the second route may still be taken: nobody has asked since the decision."""
+        route = self._around.routes.get(plan.route or "")
+        if route is None:
+            return False
+        price = max(expected[route.name].cost or 0.0, route.price(job))
+        return (
+            constraints.forbidden(job, route, price) is None
+            and route.closed_for(job) is None
+            and self._hedging.spend()
+        )
+
+    def _take(self, attempt: Attempted, progress: _Progress) -> Answer | Deferral | None:
+        """Take what an attempt came to; give the job's end, or None where it goes on."""
+        job, plan, outcome = attempt.job, attempt.plan, attempt.outcome
+        assert plan.route is not None
+        if outcome.error is not None:
+            if not outcome.retriable:
+                return self._finish_failed(job, progress, outcome.error)
+            progress.tried[plan.route] = outcome.error
+            self._events.emit(Retrying(job, plan.route, outcome.error.code.value))
+        elif self._is_doubtful(attempt):
+            progress.doubtful = (plan, outcome)
+            progress.tried[plan.route] = JobError(
+                ErrorCode.NO_ROUTE, f"its answer's confidence was {outcome.confidence:.3f}"
+            )
+            self._events.emit(Retrying(job, plan.route, "escalated"))
+        else:
+            progress.plan = plan
+            return self._answer(job, progress, outcome=outcome)
+        return None
+
+    def _is_good(self, attempt: Attempted) -> bool:
+        return attempt.outcome.error is None and not self._is_doubtful(attempt)
 
     def _decide(self, job: Job, situation: Situation, progress: _Progress) -> tuple[Plan, float]:
         decided_at = self._clock()
@@ -222,44 +275,10 @@ class Router:
         self._events.emit(Decided(job, self._decider.name, situation, plan, took_s))
         return plan, decided_at
 
-    def state(self) -> dict[str, Any]:
-        """Give the device's readings and each route's estimates, as plain JSON types."""
-        device = self._sampler.device
-        return {
-            "policy": self._decider.name,
-            "device": _known(device),
-            "routes": {
-                name: {"waiting": route.waiting, "running": route.running}
-                for name, route in self._routes.items()
-            },
-            "endpoints": {
-                endpoint: _known(self._estimates.network(endpoint))
-                for endpoint in (_endpoint(name) for name in self._routes)
-                if endpoint is not None
-            },
-            "models": {
-                model: {
-                    "routes": {
-                        name: self._usual(model, route, device)
-                        for name, route in self._routes.items()
-                    }
-                }
-                for model in self._models
-            },
-        }
-
-    def _usual(self, model: str, route: Route, device: api.Device) -> dict[str, Any]:
-        """Give a job's usual estimate, and how well such estimates have come true."""
-        estimate, calibration = self._estimates.usual(model, route.name, route.load(None), device)
-        known = _known(estimate)
-        if calibration is not None and calibration.count:
-            known["p95_coverage"] = calibration.coverage
-            known["relative_error"] = calibration.relative_error
-        return known
-
     def _record(self, attempt: Attempted, progress: _Progress) -> None:
         outcome = attempt.outcome
         assert attempt.plan.route is not None
+        self._hedging.observe(attempt)
         spent = self._estimates.book(attempt.plan.route, outcome)
         progress.attempts += 1
         progress.queue_s += outcome.queue_s
@@ -269,11 +288,11 @@ class Router:
         progress.cost += outcome.cost or 0.0
         self._events.emit(replace(attempt, energy_j=spent.joules, energy_measured=spent.measured))
 
-    def _is_doubtful(self, job: Job, route: Route, plan: Plan, outcome: Outcome) -> bool:
-        if route.kind != api.LOCAL or outcome.confidence is None:
+    def _is_doubtful(self, attempt: Attempted) -> bool:
+        plan, confidence = attempt.plan, attempt.outcome.confidence
+        if plan.route != api.LOCAL or confidence is None:
             return False
-        wanted = max(job.min_confidence or 0.0, plan.escalate_below or 0.0)
-        return outcome.confidence < wanted
+        return confidence < max(attempt.job.min_confidence or 0.0, plan.escalate_below or 0.0)
 
     def _finish_late(self, job: Job, progress: _Progress) -> Answer | Deferral:
         if progress.doubtful is not None:
@@ -306,67 +325,11 @@ class Router:
             progress.plan, outcome = progress.doubtful
             return self._answer(job, progress, outcome=outcome)
         if closed is None:
-            _, closed = self._views(job, progress.tried)
+            _, closed = self._around.views(job, progress.tried)
         error = constraints.explain(job, {**progress.tried, **closed})
         if job.deferrable and constraints.may_open(closed):
             return Deferral(job, error.message, progress.attempts)
         raise error
-
-    def _views(
-        self, job: Job, tried: Mapping[str, JobError]
-    ) -> tuple[tuple[RouteView, ...], dict[str, JobError]]:
-        device = self._sampler.device
-        size = job.input_bytes
-        estimates = {
-            name: self._estimates.estimate(job.model, name, size, route.load(job), device)
-            for name, route in self._routes.items()
-        }
-        costs = {
-            name: max(estimates[name].cost or 0.0, route.price(job))
-            for name, route in self._routes.items()
-        }
-        closed = constraints.close(job, tuple(self._routes.values()), tried, costs)
-        views = tuple(
-            self._view(name, route, estimates[name], closed.get(name))
-            for name, route in self._routes.items()
-        )
-        return views, closed
-
-    def _view(
-        self, name: str, route: Route, estimate: Estimate, closed: JobError | None
-    ) -> RouteView:
-        reason = None if closed is None else closed.message
-        endpoint = _endpoint(name)
-        if endpoint is None:
-            return RouteView(name, route.kind, estimate, reason, waiting=route.waiting)
-        network = self._estimates.network(endpoint)
-        return RouteView(
-            name,
-            route.kind,
-            estimate,
-            reason,
-            network.rtt_s,
-            network.uplink_bytes_per_s,
-            network.downlink_bytes_per_s,
-            route.waiting,
-        )
-
-    def _attempt_timeout_s(self, job: Job, route: Route) -> float:
-        left_s = max(job.deadline_at - self._clock(), 0.0)
-        local = self._routes.get(api.LOCAL)
-        if (
-            route.kind == api.LOCAL
-            or local is None
-            or constraints.forbidden(job, local, 0.0) is not None
-            or local.closed_for(job) is not None
-        ):
-            return left_s
-        p95_s = self._estimates.estimate(
-            job.model, local.name, job.input_bytes, local.load(job), self._sampler.device
-        ).latency_p95_s
-        if p95_s is None:
-            return left_s * RESERVE_UNKNOWN
-        return max(left_s - RESERVE_FACTOR * p95_s - RESERVE_EXTRA_S, left_s * RESERVE_UNKNOWN)
 
     def _answer(
         self,
@@ -380,7 +343,7 @@ class Router:
         route = None if plan is None else plan.route
         account = Account(
             route=None if route is None else route.partition(":")[0],
-            endpoint=None if route is None else _endpoint(route),
+            endpoint=None if route is None else endpoint_of(route),
             policy=progress.policy,
             reason=None if plan is None else plan.why.value,
             attempts=progress.attempts,
@@ -401,15 +364,3 @@ def _chosen(job: Job, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if not job.outputs:
         return outputs
     return tuple(output for output in outputs if output.name in job.outputs)
-
-
-def _endpoint(route: str) -> str | None:
-    kind, _, endpoint = route.partition(":")
-    return endpoint if kind == api.CLOUD else None
-
-
-def _known(readings: Any) -> dict[str, Any]:
-    """Give a dataclass's fields that are known."""
-    if readings is None:
-        return {}
-    return {k: v for k, v in dataclasses.asdict(readings).items() if v is not None}

@@ -1,0 +1,178 @@
+"""What a decision rests on: the job's traits, the device, and each route as it is now."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from agent.config import Model
+from agent.estimate import Estimates
+from agent.job import Job, JobError
+from agent.router import constraints
+from agent.routes import Route
+from agent.sensors.sampler import Sampler
+from policies import api
+from policies.api import Estimate, RouteView, Situation
+
+# Left for the local route when a cloud attempt takes all the time it is given: this many times the
+# local p95, plus what deciding and queueing again takes; half of what is left where no local run
+# has been measured.
+RESERVE_FACTOR = 2.0
+RESERVE_EXTRA_S = 0.02
+RESERVE_UNKNOWN = 0.5
+
+
+class Surroundings:
+    """The routes, what they are expected to cost, and the device's readings."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        models: Mapping[str, Model],
+        *,
+        estimates: Estimates,
+        sampler: Sampler,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Wire it up; see `Router`."""
+        self._estimates = estimates
+        self._sampler = sampler
+        self._clock = clock
+        self.use_routes(routes, models)
+
+    def use_routes(self, routes: Sequence[Route], models: Mapping[str, Model]) -> None:
+        """Go by these from now on."""
+        self.routes = {route.name: route for route in routes}
+        self.models = models
+
+    def look(
+        self, job: Job, tried: Mapping[str, JobError], attempts: int = 0
+    ) -> tuple[Situation, dict[str, JobError]]:
+        """Take the snapshot that the job's next decision rests on, and why routes are closed to it.
+
+        Args:
+            job: The job.
+            tried: The routes that have failed it, and how.
+            attempts: How many it has had.
+        """
+        views, closed = self.views(job, tried)
+        traits = api.JobTraits(
+            model=job.model,
+            input_bytes=job.input_bytes,
+            deadline_s=job.deadline_at - self._clock(),
+            priority=job.priority,
+            private=job.private,
+            placement=job.placement.value,
+            deferrable=job.deferrable,
+            max_cost=job.max_cost,
+            min_confidence=job.min_confidence,
+            attempts=attempts,
+        )
+        return Situation(traits, self._sampler.device, views, self._clock()), closed
+
+    def views(
+        self, job: Job, tried: Mapping[str, JobError]
+    ) -> tuple[tuple[RouteView, ...], dict[str, JobError]]:
+        """View each route as the job finds it, and tell why the closed ones are closed."""
+        device = self._sampler.device
+        size = job.input_bytes
+        estimates = {
+            name: self._estimates.estimate(job.model, name, size, route.load(job), device)
+            for name, route in self.routes.items()
+        }
+        costs = {
+            name: max(estimates[name].cost or 0.0, route.price(job))
+            for name, route in self.routes.items()
+        }
+        closed = constraints.close(job, tuple(self.routes.values()), tried, costs)
+        views = tuple(
+            self._view(name, route, estimates[name], closed.get(name))
+            for name, route in self.routes.items()
+        )
+        return views, closed
+
+    def _view(
+        self, name: str, route: Route, estimate: Estimate, closed: JobError | None
+    ) -> RouteView:
+        reason = None if closed is None else closed.message
+        endpoint = endpoint_of(name)
+        if endpoint is None:
+            return RouteView(name, route.kind, estimate, reason, waiting=route.waiting)
+        network = self._estimates.network(endpoint)
+        return RouteView(
+            name,
+            route.kind,
+            estimate,
+            reason,
+            network.rtt_s,
+            network.uplink_bytes_per_s,
+            network.downlink_bytes_per_s,
+            route.waiting,
+        )
+
+    def attempt_timeout_s(self, job: Job, route: Route) -> float:
+        """Give the time for an attempt; a cloud one leaves some for the device to answer in."""
+        left_s = max(job.deadline_at - self._clock(), 0.0)
+        local = self.routes.get(api.LOCAL)
+        if (
+            route.kind == api.LOCAL
+            or local is None
+            or constraints.forbidden(job, local, 0.0) is not None
+            or local.closed_for(job) is not None
+        ):
+            return left_s
+        p95_s = self._estimates.estimate(
+            job.model, local.name, job.input_bytes, local.load(job), self._sampler.device
+        ).latency_p95_s
+        if p95_s is None:
+            return left_s * RESERVE_UNKNOWN
+        return max(left_s - RESERVE_FACTOR * p95_s - RESERVE_EXTRA_S, left_s * RESERVE_UNKNOWN)
+
+    def state(self) -> dict[str, Any]:
+        """Give the readings and each route's estimates, as plain JSON types."""
+        device = self._sampler.device
+        return {
+            "device": _known(device),
+            "routes": {
+                name: {"waiting": route.waiting, "running": route.running}
+                for name, route in self.routes.items()
+            },
+            "endpoints": {
+                endpoint: _known(self._estimates.network(endpoint))
+                for endpoint in (endpoint_of(name) for name in self.routes)
+                if endpoint is not None
+            },
+            "models": {
+                model: {
+                    "routes": {
+                        name: self._usual(model, route, device)
+                        for name, route in self.routes.items()
+                    }
+                }
+                for model in self.models
+            },
+        }
+
+    def _usual(self, model: str, route: Route, device: api.Device) -> dict[str, Any]:
+        """Give a job's usual estimate, and how well such estimates have come true."""
+        estimate, calibration = self._estimates.usual(model, route.name, route.load(None), device)
+        known = _known(estimate)
+        if calibration is not None and calibration.count:
+            known["p95_coverage"] = calibration.coverage
+            known["relative_error"] = calibration.relative_error
+        return known
+
+
+def endpoint_of(route: str) -> str | None:
+    """Give the endpoint in a route's name; None for the local route."""
+    kind, _, endpoint = route.partition(":")
+    return endpoint if kind == api.CLOUD else None
+
+
+def _known(readings: Any) -> dict[str, Any]:
+    """Give a dataclass's fields that are known."""
+    if readings is None:
+        return {}
+    return {k: v for k, v in dataclasses.asdict(readings).items() if v is not None}
