@@ -27,6 +27,7 @@ from agent.lifecycle import Lifecycle
 from agent.metrics import Metrics
 from agent.mqtt.address import broker
 from agent.mqtt.gateway import Gateway
+from agent.router.budgets import Budgets
 from agent.router.decider import Decider
 from agent.router.router import Router
 from agent.routes import Route
@@ -41,7 +42,7 @@ from agent.web import Web
 log = structlog.get_logger(__name__)
 
 BROKER_WAIT_S = 5.0
-ESTIMATES = "estimates"
+ESTIMATES, BUDGETS = "estimates", "budgets"
 # After a reload the routes that were replaced end what they have begun.
 RETIRE_WITHIN_S = 60.0
 RETIRE_CHECK_S = 0.1
@@ -79,6 +80,9 @@ class Daemon:
         self.watch.use(self._probes(config))
         self.sampler = Sampler(config.device, own_pids=self._own_pids, link=self._network)
         self.decider = _decider(config)
+        folder = Path(config.device.state_dir)
+        self.learned = Learned(folder)
+        self.budgets = Budgets(config.budget, on_spent=self.learned.save_soon)
         self.router = Router(
             (self.local, *self.clouds),
             config.models,
@@ -86,10 +90,10 @@ class Daemon:
             estimates=self.estimates,
             sampler=self.sampler,
             events=events,
+            budgets=self.budgets,
         )
-        folder = Path(config.device.state_dir)
-        self.learned = Learned(folder)
         self.learned.keep(ESTIMATES, self.estimates.dump)
+        self.learned.keep(BUDGETS, self.budgets.dump)
         self.store = Store(folder, config.store, config.limits.result_ttl_s, events)
         self.lifecycle = Lifecycle(self.router, self.store, events, config.limits)
         self.gateway = Gateway(
@@ -231,6 +235,7 @@ class Daemon:
         if new.energy != old.energy:
             self.energy.use(new.energy)
         self.link.use_network(new.network)
+        self.budgets.use(new.budget)
         self.lifecycle.use_limits(new.limits)
         self.gateway.limits = new.limits
         self.store.use_ttl(new.limits.result_ttl_s)
@@ -318,6 +323,7 @@ class Daemon:
         kept = self.learned.read(ESTIMATES)
         if kept is not None:
             self.estimates.load(kept)
+        self.budgets.load(self.learned.read(BUDGETS) or {})
         await _start(self.local, self.clouds)
         self._warm_up()
         for model, reason in self.local.refused.items():

@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 # At least this often; each time wears a memory card.
 SAVE_EVERY_S = 600.0
+SOON_S = 2.0
 MOST_BYTES = 16 * 1024 * 1024
 
 Dump = Callable[[], dict[str, Any]]
@@ -31,6 +32,7 @@ class Learned:
         """Keep it in this folder."""
         self._folder = folder
         self._kept: dict[str, Dump] = {}
+        self._wanted = asyncio.Event()
 
     def keep(self, name: str, dump: Dump) -> None:
         """Keep from now on what `dump` gives, under this name."""
@@ -50,10 +52,22 @@ class Learned:
             return None
 
     async def run(self) -> None:
-        """Save now and then, until cancelled."""
+        """Save now and then, and soon when asked to, until cancelled."""
         while True:
-            await asyncio.sleep(SAVE_EVERY_S)
+            try:
+                async with asyncio.timeout(SAVE_EVERY_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            else:
+                # What else happens soon goes with it.
+                await asyncio.sleep(SOON_S)
+            self._wanted.clear()
             await self.save()
+
+    def save_soon(self) -> None:
+        """Save before long: something was learned that must not be lost."""
+        self._wanted.set()
 
     async def save(self) -> None:
         """Save it all; what the disk won't take is said, and tried again the next time."""

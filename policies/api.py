@@ -85,6 +85,7 @@ class Estimate:
     cost: float | None = None
     failure_probability: float | None = None
     confidence: float | None = None  # mean confidence of this route's answers
+    carried_bytes: float | None = None  # over the network, both ways together
     samples: int = 0  # outcomes the estimate rests on
 
 

@@ -3,6 +3,7 @@
 from agent.config.loading import load, read_secret
 from agent.config.schema import (
     NAME_PATTERN,
+    Budget,
     CloudModel,
     Config,
     ConfigError,
@@ -25,6 +26,7 @@ from agent.config.schema import (
 
 __all__ = [
     "NAME_PATTERN",
+    "Budget",
     "CloudModel",
     "Config",
     "ConfigError",

@@ -11,6 +11,7 @@ import msgspec
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 GIB = 2**30
+CLOCK = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 # TOML knows inf, timers and prices do not.
 LARGEST = 1e12
@@ -189,6 +190,17 @@ class Network(_Section, frozen=True):
     metered: bool | None = None  # default: as NetworkManager says, where it runs, else unknown
 
 
+class Budget(_Section, frozen=True):
+    """What may be spent, whatever a policy says. Left out: no limit."""
+
+    cloud_cost_per_day: NotNegative | None = None  # in the currency of the endpoints' prices
+    cloud_bytes_per_day: NotNegative | None = None  # both ways together
+    metered_bytes_per_day: NotNegative | None = None  # of these, over a metered link
+    energy_joules_per_hour: NotNegative | None = None  # of all jobs, by measure or model
+    # Jobs that may wait do so where the battery would not last until then.
+    battery_last_until: Annotated[str, msgspec.Meta(pattern=CLOCK)] | None = None
+
+
 class Config(_Section, frozen=True):
     """The whole configuration."""
 
@@ -204,6 +216,7 @@ class Config(_Section, frozen=True):
     policy: Policy = Policy()
     energy: Energy = Energy()
     network: Network = Network()
+    budget: Budget = Budget()
 
 
 # Sections whose tables the operator names.

@@ -318,6 +318,7 @@ class Estimates:
             0.0,
             failure,
             known.confidence.value,
+            0.0,
             known.samples,
         )
 
@@ -350,6 +351,7 @@ class Estimates:
             None if settings is None else settings.cost(up + down),
             failure,
             known.confidence.value,
+            up + down,
             known.samples,
         )
 

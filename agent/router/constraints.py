@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agent.job import ErrorCode, Job, JobError, Placement
+from agent.router.budgets import BudgetSpentError
 from agent.routes import Route
 from policies.api import CLOUD, LOCAL
 
@@ -31,6 +32,7 @@ def close(
     routes: Sequence[Route],
     tried: Mapping[str, JobError],
     costs: Mapping[str, float],
+    over_budget: Callable[[Route], JobError | None] = lambda _: None,
 ) -> dict[str, JobError]:
     """Tell for each route that the job can't take now why that is.
 
@@ -39,6 +41,7 @@ def close(
         routes: All routes.
         tried: The routes that have failed this job, and how.
         costs: What each route is expected to cost.
+        over_budget: Tells why a route would go over a budget, or None.
     """
     closed: dict[str, JobError] = {}
     for route in routes:
@@ -46,6 +49,7 @@ def close(
             forbidden(job, route, costs[route.name])
             or tried.get(route.name)
             or route.closed_for(job)
+            or over_budget(route)
         )
         if reason is not None:
             closed[route.name] = reason
@@ -58,8 +62,11 @@ def close(
 
 
 def may_open(closed: Closed) -> bool:
-    """Tell whether waiting could help: some route is closed only because of how its endpoint is."""
-    return any(error.code is ErrorCode.ENDPOINT_ERROR for error in closed.values())
+    """Tell whether waiting could help: a route is closed for its endpoint's or a budget's sake."""
+    return any(
+        error.code is ErrorCode.ENDPOINT_ERROR or isinstance(error, BudgetSpentError)
+        for error in closed.values()
+    )
 
 
 def explain(job: Job, closed: Closed) -> JobError:

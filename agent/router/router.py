@@ -11,20 +11,25 @@ from typing import Any
 
 import structlog
 
-from agent.config import Model
+from agent.config import Budget, Model
 from agent.estimate import Estimates
 from agent.events import Attempted, Decided, Events, Retrying, Started
 from agent.job import Account, Answer, Deferral, ErrorCode, Job, JobError, Outcome, Tensor
 from agent.router import constraints
+from agent.router.budgets import Budgets, Spending
 from agent.router.decider import Decider
 from agent.router.hedging import Hedging, race
-from agent.router.surroundings import Surroundings, endpoint_of
+from agent.router.surroundings import Surroundings, endpoint_of, spending_of
 from agent.routes import Route
 from agent.sensors.sampler import Sampler
 from policies import api
 from policies.api import Estimate, Plan, Situation, Why
 
 log = structlog.get_logger(__name__)
+
+
+# How long a job waits for the battery before the next look at it.
+SAVING_CHECK_S = 60.0
 
 
 @dataclass(slots=True)
@@ -55,6 +60,7 @@ class Router:
         estimates: Estimates,
         sampler: Sampler,
         events: Events,
+        budgets: Budgets | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire the router up.
@@ -66,10 +72,17 @@ class Router:
             estimates: What each route is expected to cost.
             sampler: The device's readings.
             events: Told of each step.
+            budgets: Hard limits on what attempts take; by default there are none.
             clock: Monotonic seconds.
         """
+        self._budgets = Budgets(Budget()) if budgets is None else budgets
         self._around = Surroundings(
-            routes, models, estimates=estimates, sampler=sampler, clock=clock
+            routes,
+            models,
+            estimates=estimates,
+            sampler=sampler,
+            budgets=self._budgets,
+            clock=clock,
         )
         self._decider = decider
         self._estimates = estimates
@@ -100,14 +113,18 @@ class Router:
 
     def is_open(self, job: Job) -> bool:
         """Tell whether any route would take the job, as far as one can tell without its data."""
+        device = self._around.device
         return any(
-            constraints.forbidden(job, route, 0.0) is None and route.closed_for(job) is None
+            constraints.forbidden(job, route, 0.0) is None
+            and route.closed_for(job) is None
+            and self._budgets.closed(route.kind, Spending(route.price(job)), device) is None
             for route in self._around.routes.values()
         )
 
     def state(self) -> dict[str, Any]:
         """Give the device's readings and each route's estimates, as plain JSON types."""
-        return {"policy": self._decider.name, **self._around.state()}
+        budgets = self._budgets.state()
+        return {"policy": self._decider.name, **self._around.state(), "budgets": budgets}
 
     async def run(self, job: Job, attempts: int = 0) -> Answer | Deferral:
         """Take the job to its answer, or find that it has to wait. `attempts` it has had before.
@@ -150,6 +167,9 @@ class Router:
             expected = {view.name: view.estimate for view in situation.routes}
             if not situation.open_routes:
                 return self._finish_closed(job, progress, closed)
+            must_wait = self._budgets.must_save(situation.device) if job.deferrable else None
+            if must_wait is not None:
+                return Deferral(job, must_wait.message, progress.attempts, SAVING_CHECK_S)
             plan, decided_at = self._decide(job, situation, progress)
             if plan.route is None:
                 return self._finish_rejected(job, progress, plan)
@@ -202,12 +222,22 @@ class Router:
         """Have a route run the job. One that is called off has an outcome too."""
         assert plan.route is not None
         route = self._around.routes[plan.route]
+        estimate = expected[plan.route]
+        spending = spending_of(job, estimate, max(estimate.cost or 0.0, route.price(job)))
+        device = self._around.device
+        over = self._budgets.closed(route.kind, spending, device)
         waited = route.load(job).is_full
         began = self._clock()
+        if over is not None:
+            # Spent since the decision.
+            outcome = Outcome(error=over)
+            return Attempted(job, situation, plan, outcome, 0.0, estimate)
+        reserved = self._budgets.reserve(route.kind, spending, device)
         started = partial(self._events.emit, Started(job, plan.route))
         try:
             outcome = await route.run(job, self._around.attempt_timeout_s(job, route), started)
         except asyncio.CancelledError:
+            reserved.settle(spending)
             if job.id in self._stopped or plan.hedge is None:
                 raise
             outcome = Outcome(
@@ -215,14 +245,22 @@ class Router:
                 run_s=self._clock() - began,
                 cost=route.price(job),
             )
+        except BaseException:
+            reserved.settle(spending)
+            raise
+        spent = self._estimates.book(plan.route, outcome)
+        carried = outcome.bytes_up + outcome.bytes_down
+        reserved.settle(Spending(outcome.cost or 0.0, carried, spent.joules))
         return Attempted(
             job,
             situation,
             plan,
             outcome,
             self._clock() - decided_at,
-            expected[plan.route],
-            cost=outcome.cost,
+            estimate,
+            spent.joules,
+            spent.measured,
+            outcome.cost,
             waited=waited,
         )
 
@@ -277,16 +315,14 @@ class Router:
 
     def _record(self, attempt: Attempted, progress: _Progress) -> None:
         outcome = attempt.outcome
-        assert attempt.plan.route is not None
         self._hedging.observe(attempt)
-        spent = self._estimates.book(attempt.plan.route, outcome)
         progress.attempts += 1
         progress.queue_s += outcome.queue_s
         progress.run_s += outcome.run_s
-        progress.energy_j += spent.joules
-        progress.energy_measured &= spent.measured
+        progress.energy_j += attempt.energy_j or 0.0
+        progress.energy_measured &= attempt.energy_measured
         progress.cost += outcome.cost or 0.0
-        self._events.emit(replace(attempt, energy_j=spent.joules, energy_measured=spent.measured))
+        self._events.emit(attempt)
 
     def _is_doubtful(self, attempt: Attempted) -> bool:
         plan, confidence = attempt.plan, attempt.outcome.confidence

@@ -11,6 +11,7 @@ from agent.config import Model
 from agent.estimate import Estimates
 from agent.job import Job, JobError
 from agent.router import constraints
+from agent.router.budgets import Budgets, Spending
 from agent.routes import Route
 from agent.sensors.sampler import Sampler
 from policies import api
@@ -34,13 +35,20 @@ class Surroundings:
         *,
         estimates: Estimates,
         sampler: Sampler,
+        budgets: Budgets,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire it up; see `Router`."""
         self._estimates = estimates
         self._sampler = sampler
+        self._budgets = budgets
         self._clock = clock
         self.use_routes(routes, models)
+
+    @property
+    def device(self) -> api.Device:
+        """The device's readings."""
+        return self._sampler.device
 
     def use_routes(self, routes: Sequence[Route], models: Mapping[str, Model]) -> None:
         """Go by these from now on."""
@@ -86,7 +94,12 @@ class Surroundings:
             name: max(estimates[name].cost or 0.0, route.price(job))
             for name, route in self.routes.items()
         }
-        closed = constraints.close(job, tuple(self.routes.values()), tried, costs)
+
+        def over_budget(route: Route) -> JobError | None:
+            spending = spending_of(job, estimates[route.name], costs[route.name])
+            return self._budgets.closed(route.kind, spending, device)
+
+        closed = constraints.close(job, tuple(self.routes.values()), tried, costs, over_budget)
         views = tuple(
             self._view(name, route, estimates[name], closed.get(name))
             for name, route in self.routes.items()
@@ -163,6 +176,12 @@ class Surroundings:
             known["p95_coverage"] = calibration.coverage
             known["relative_error"] = calibration.relative_error
         return known
+
+
+def spending_of(job: Job, estimate: Estimate, cost: float) -> Spending:
+    """Give what an attempt is expected to take of the budgets; `cost` is known at the least."""
+    carried = estimate.carried_bytes
+    return Spending(cost, job.input_bytes if carried is None else carried, estimate.energy_j or 0.0)
 
 
 def endpoint_of(route: str) -> str | None:

@@ -177,6 +177,7 @@ def build_router(clock):
         endpoints: tuple[str, ...] = ("lab",),
         timeout_s: float = 60.0,
         models: Mapping[str, Model] | None = None,
+        budgets: Any = None,
     ) -> SimpleNamespace:
         observed = events.Events()
         local = FakeRoute("local", clock)
@@ -195,6 +196,7 @@ def build_router(clock):
             estimates=estimates,
             sampler=sampler,
             events=observed,
+            budgets=budgets,
             clock=clock,
         )
         return SimpleNamespace(
