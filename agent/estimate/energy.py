@@ -42,6 +42,7 @@ class Spent(NamedTuple):
 
     joules: float
     measured: bool
+    tail_j: float = 0.0  # of the joules, those of the radio's tail
 
 
 class EnergyAccount:
@@ -84,14 +85,18 @@ class EnergyAccount:
         power = self._power
         now = self._clock()
         # The tail of an earlier request would have kept the radio awake for a part of this.
-        awake_s = max(request_s - send_s - receive_s, 0.0) + power.radio_tail_s
-        paid_s = min(max(self._radio_until - now, 0.0), awake_s)
-        joules = (
-            send_s * power.radio_tx_watts
-            + receive_s * power.radio_rx_watts
-            + (awake_s - paid_s) * power.radio_tail_watts
-        )
-        return self._scaled(CLOUD, joules)
+        busy_s = max(request_s - send_s - receive_s, 0.0)
+        still_s = max(self._radio_until - now, 0.0)
+        awake_j = max(busy_s - still_s, 0.0) * power.radio_tail_watts
+        tail_j = min(power.radio_tail_s, max(busy_s + power.radio_tail_s - still_s, 0.0))
+        tail_j *= power.radio_tail_watts
+        joules = send_s * power.radio_tx_watts + receive_s * power.radio_rx_watts + awake_j + tail_j
+        return self._scaled(CLOUD, joules, tail_j)
+
+    @property
+    def radio_tail_s(self) -> float:
+        """How long the radio stays awake after a request."""
+        return self._power.radio_tail_s
 
     def book(
         self, kind: str, cpu_s: float = 0.0, air_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -171,8 +176,8 @@ class EnergyAccount:
         for kind, mean in self._scale.items():
             mean.load(state["scale"][kind])
 
-    def _scaled(self, kind: str, joules: float) -> Spent:
+    def _scaled(self, kind: str, joules: float, tail_j: float = 0.0) -> Spent:
         scale = self._scale[kind].value
         if scale is None or (kind == CLOUD and not self._radio_metered):
-            return Spent(joules, measured=False)
-        return Spent(joules * scale, measured=True)
+            return Spent(joules, False, tail_j)
+        return Spent(joules * scale, True, tail_j * scale)

@@ -42,14 +42,15 @@ class Meter:
 
 
 def test_a_local_job_takes_its_processor_time(account):
-    assert account.local(0.5) == (2.0, False)
+    assert account.local(0.5) == (2.0, False, 0.0)
 
 
 def test_a_request_takes_its_air_time_and_the_radios_tail(account):
     # 0.2 s sending, 0.1 s receiving, awake for the other 0.7 s and the tail of 2 s.
-    joules, measured = account.cloud(0.2, 0.1, 1.0)
+    joules, measured, tail_j = account.cloud(0.2, 0.1, 1.0)
     assert joules == pytest.approx(0.2 * 2.0 + 0.1 * 1.0 + 2.7 * 0.5)
     assert measured is False
+    assert tail_j == pytest.approx(2.0 * 0.5)
 
 
 def test_requests_that_follow_each_other_pay_the_tail_once(account, clock):
@@ -81,7 +82,7 @@ def test_a_meter_scales_the_model(account, clock, scale):
     for _ in range(20):
         account.book("local", cpu_s=1.0)
         meter.window(jobs_j=4.0 * scale)
-    joules, measured = account.local(1.0)
+    joules, measured, _ = account.local(1.0)
     assert measured is True
     assert joules == pytest.approx(4.0 * scale, rel=0.05)
     assert account.cloud(0.1, 0.1, 0.2).measured is False
@@ -159,7 +160,7 @@ def test_another_meter_begins_anew(account, clock):
         meter.window(rest_watts=1.0)
     account.book("local", cpu_s=1.0)
     meter.window(jobs_j=8.0, rest_watts=1.0)
-    assert account.local(1.0) == (pytest.approx(8.0), True)
+    assert account.local(1.0) == (pytest.approx(8.0), True, 0.0)
 
 
 def test_a_meter_that_goes_leaves_the_model(account, clock):
@@ -170,7 +171,7 @@ def test_a_meter_that_goes_leaves_the_model(account, clock):
     meter.window(jobs_j=8.0)
     assert account.local(1.0).measured is True
     account.close_window(None)
-    assert account.local(1.0) == (4.0, False)
+    assert account.local(1.0) == (4.0, False, 0.0)
 
 
 def test_what_was_learned_survives_being_kept(account, clock):
