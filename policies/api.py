@@ -82,8 +82,8 @@ class Estimate:
     latency_std_s: float | None = None  # of the next outcome: noise and what is not yet known
     energy_j: float | None = None
     energy_measured: bool | None = None  # by the device's meter, else by the configured model
-    # Of that, what keeps the radio awake after the request: others that follow within `tail_s` share
-    # it. While it is awake already, only what this request adds.
+    # Of that, what keeps the radio awake after the request: others that follow within `tail_s`
+    # share it. While it is awake already, only what this request adds.
     tail_j: float | None = None
     tail_s: float | None = None
     cost: float | None = None

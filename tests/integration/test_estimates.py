@@ -41,8 +41,10 @@ async def test_each_routes_estimate_is_told_with_how_sure_it_is(
     local = await run_jobs(program, digits, "only_local")
     remote = await run_jobs(program, digits, "only_cloud")
     state = await state_when(
-        lambda said: said["models"]["digits"]["routes"]["cloud:lab"]["samples"] == JOBS
-        and "cpu_utilization_ratio" in said["device"]
+        lambda said: (
+            said["models"]["digits"]["routes"]["cloud:lab"]["samples"] == JOBS
+            and "cpu_utilization_ratio" in said["device"]
+        )
     )
     routes = state["models"]["digits"]["routes"]
     for name, answers in (("local", local), ("cloud:lab", remote)):
