@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from policies.api import (
-    LOCAL,
-    Estimate,
     Feedback,
     Plan,
     RouteView,
@@ -18,22 +16,31 @@ from policies.api import (
     Why,
 )
 from policies.cost import Weights, scarcity
+from policies.lognormal import SPREAD_MOST, above, spread_of, used_and_late
+from policies.radio import TailShare
 
-# One-sided 95 % quantile of the normal distribution, by which a p95 tells a spread.
-Z95 = 1.645
-SPREAD_LEAST, SPREAD_MOST = 0.02, 3.0
 # An attempt that fails has used up this share of its deadline, until failures have told.
-FAILS_AFTER = 0.5
+FAILS_AFTER = 1.0
 FAILED_WEIGHT = 0.2
-# A route's usual spread is learned slowly; what is beyond it is not noise but ignorance.
-USUAL_WEIGHT = 0.1
-# Each gap's weight in the mean.
-GAP_WEIGHT = 0.2
+# A route's usual spread is about the least that was seen of late, and rises slowly from it. What is
+# beyond it is not noise but ignorance.
+USUAL_GROWTH = 1.02
 # Curiosity: the latency is taken to be this many standard deviations of ignorance better.
 OPTIMISM = 1.0
 IGNORANCE_LEAST = 0.1
-# It is safe where the device could still answer so many times over.
-RESCUES = 3.0
+NOISE = 0.1
+# The less is known, the more often a route is tried: up to so many times `explore`, and this share.
+BOLDNESS = 10.0
+BOLDEST = 0.5
+# The best route is started once the other takes so many times what was hoped for.
+PATIENCE = 2.0
+# One that had no success is left alone for a while, which doubles each time.
+PAUSE_FIRST_S = 1.0
+PAUSE_LAST_S = 30.0
+# A job is hopeless where its best route costs so much more than a miss, and is known this well.
+HOPELESS = 0.2
+HOPELESS_IGNORANCE = 1.0
+SURE_SAMPLES = 5
 # A hedge is worth its while from this much of a deadline on.
 HEDGE_GAIN = 0.01
 # The second route gets this many times its p95.
@@ -44,11 +51,15 @@ class Expected(NamedTuple):
     """What one route is expected to come to."""
 
     route: RouteView
+    mean_s: float  # latency
+    spread: float  # of its logarithm; infinity where nothing is known
     cost: float
     miss: float  # probability of no result by the deadline
     latency: float  # expected share of the deadline used
     energy: float  # in deadlines, as the cost
     money: float
+    hedge: str | None = None  # a second route, and when it is started
+    after_s: float = 0.0
 
 
 class Adaptive:
@@ -61,8 +72,8 @@ class Adaptive:
 
     Estimates that have not been confirmed for a while are uncertain. A route that would be best if
     its latency were at the good end of that is tried now and then (optimism in the face of
-    uncertainty, with the probability `explore`), where the device could still answer in time
-    if it fails: curiosity never risks a deadline. When the predicted distributions say that a
+    uncertainty, with the probability `explore`), hedged by the best one so that this is still in
+    time: curiosity never risks a deadline. When the predicted distributions say that a
     second route, started later, saves more than it costs, the plan is hedged (Dean and Barroso
     2013, "The tail at scale").
 
@@ -95,31 +106,34 @@ class Adaptive:
         self._options = options
         self._chance = random.Random(options.seed)  # noqa: S311 - no secret
         self._known: dict[str, _Known] = {}  # by route
-        # Between jobs that had better go over a radio that is awake anyway.
-        self._gap_s = math.inf
-        self._last_s = -math.inf
-        self._tail_watts = 0.0
+        self._tail = TailShare()
 
     def decide(self, situation: Situation) -> Plan:
         """Compare what each open route is expected to come to."""
         routes = situation.open_routes
-        if len(routes) == 1:
-            why = Why.ONLY_ROUTE if len(situation.routes) == 1 else Why.FALLBACK
-            return Plan(routes[0].name, why, expected=routes[0].estimate)
         deadline_s = max(situation.job.deadline_s, 1e-3)
         joule = self._options.joule * scarcity(situation.device)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
-        self._note_gap(plain, situation.time_s, joule)
+        self._note_radio(plain, situation.time_s, joule)
         best = self._least(sorted(plain, key=_by_cost), deadline_s)
         chosen, why, propensity = best, Why.EXPECTED_COST, 1.0
-        curious = self._curiosity(plain, best, deadline_s, joule)
+        if len(routes) == 1:
+            why = Why.ONLY_ROUTE if len(situation.routes) == 1 else Why.FALLBACK
+        hedge, after_s = best.hedge, best.after_s
+        curious = self._curiosity(plain, best, situation)
+        explored = False
         if curious is not None:
-            share = self._options.explore
-            if self._chance.random() < share:
-                chosen, why, propensity = curious, Why.EXPLORATION, share
-            else:
-                propensity = 1.0 - share
-        hedge, after_s = self._hedge(chosen, plain, deadline_s)
+            explored = self._chance.random() < curious.share
+            propensity = curious.share if explored else 1.0 - curious.share
+            if explored:
+                chosen, hedge, after_s = curious.chosen, curious.hedge, curious.after_s
+                why = Why.EXPLORATION
+                self._known_of(chosen.route.name).try_again(situation.time_s)
+        if not explored and self._is_hopeless(best):
+            # Now and then one is run all the same: estimates may be wrong.
+            if self._chance.random() >= self._options.explore:
+                return Plan(None, Why.REJECTED, reasons=self._reasons(best, plain))
+            propensity *= self._options.explore
         return Plan(
             chosen.route.name,
             why,
@@ -136,16 +150,17 @@ class Adaptive:
         view = next((each for each in outcome.situation.routes if each.name == route), None)
         if view is None:
             return
-        known = self._known.setdefault(view.name, _Known())
+        known = self._known_of(view.name)
         if outcome.error is not None:
             if math.isfinite(outcome.latency_s):
-                known.failed_s += FAILED_WEIGHT * (outcome.latency_s - known.failed_s)
                 known.failures += 1
+                weight = max(FAILED_WEIGHT, 1 / known.failures)
+                known.failed_s += weight * (outcome.latency_s - known.failed_s)
             return
-        spread = _spread(view.estimate)
-        if spread is not None:
-            weight = max(USUAL_WEIGHT, 1 / (known.outcomes + 1))
-            known.spread += weight * (spread - known.spread)
+        known.next_at_s = known.pause_s = 0.0
+        spread = spread_of(view.estimate)
+        if spread <= SPREAD_MOST:
+            known.spread = min(spread, known.spread * USUAL_GROWTH) if known.outcomes else spread
             known.outcomes += 1
 
     def dump(self) -> dict[str, Any]:
@@ -166,41 +181,34 @@ class Adaptive:
             loaded[name] = known
         self._known = loaded
 
-    def _expect(
-        self, route: RouteView, deadline_s: float, joule: float, optimism: float = 0.0
-    ) -> Expected:
+    def _known_of(self, name: str) -> _Known:
+        return self._known.setdefault(name, _Known())
+
+    def _expect(self, route: RouteView, deadline_s: float, joule: float) -> Expected:
         """Give what a route comes to where it does not fail."""
         options = self._options
         estimate = route.estimate
-        energy = joule * ((estimate.energy_j or 0.0) - self._shared_j(estimate))
+        spread = spread_of(estimate)
+        mean_s = estimate.latency_mean_s or 0.0
+        energy = joule * ((estimate.energy_j or 0.0) - self._tail.shared_j(estimate))
         money = options.money * (estimate.cost or 0.0)
-        used, late = _used_and_late(estimate, deadline_s, optimism)
+        used, late = used_and_late(mean_s, spread, deadline_s)
         cost = options.latency * used + options.miss * late + energy + money
-        return Expected(route, cost, late, used, energy, money)
+        return Expected(route, mean_s, spread, cost, late, used, energy, money)
 
-    def _shared_j(self, estimate: Estimate) -> float:
-        """Give what of a radio's tail the requests that follow will pay for."""
-        tail_j, tail_s = estimate.tail_j, estimate.tail_s
-        if not tail_j or not tail_s:
-            return 0.0
-        self._tail_watts = max(self._tail_watts, tail_j / tail_s)
-        return max(tail_j - self._tail_watts * min(self._gap_s, tail_s), 0.0)
-
-    def _note_gap(self, plain: list[Expected], time_s: float, joule: float) -> None:
-        """Learn how often jobs come that had better go over a radio that is awake."""
-        here = min((each.cost for each in plain if not each.route.estimate.tail_s), default=None)
+    def _note_radio(self, plain: list[Expected], time_s: float, joule: float) -> None:
+        """See whether this is a job that had better go over a radio that is awake anyway."""
+        here = math.inf
+        there = math.inf
         for each in plain:
-            tail_s = each.route.estimate.tail_s
-            if here is None or not tail_s:
-                continue
-            tail_j = each.route.estimate.tail_j or 0.0
-            left = joule * (tail_j - self._shared_j(each.route.estimate))
-            if each.cost - left < here:
-                gap_s = min(time_s - self._last_s, 10.0 * tail_s)
-                known_s = min(self._gap_s, 10.0 * tail_s)
-                self._gap_s = known_s + GAP_WEIGHT * (gap_s - known_s)
-                self._last_s = time_s
-                return
+            estimate = each.route.estimate
+            if estimate.tail_s:
+                left_j = (estimate.tail_j or 0.0) - self._tail.shared_j(estimate)
+                there = min(there, each.cost - joule * left_j)
+            else:
+                here = min(here, each.cost)
+        if there < here < math.inf:
+            self._tail.note(time_s)
 
     def _least(self, ranked: list[Expected], deadline_s: float) -> Expected:
         """Find the least cost with failures counted; they only add to what is ranked."""
@@ -208,89 +216,130 @@ class Adaptive:
         for each in ranked:
             if best is not None and best.cost <= each.cost:
                 break
-            full = self._with_rescue(each, ranked, deadline_s)
+            full = self._with_failures(each, ranked, deadline_s)
             if best is None or full.cost < best.cost:
                 best = full
         assert best is not None
         return best
 
-    def _with_rescue(self, each: Expected, ranked: list[Expected], deadline_s: float) -> Expected:
-        """Add what failures cost: the time until they show, then the next best with the rest."""
+    def _with_failures(self, each: Expected, ranked: list[Expected], deadline_s: float) -> Expected:
+        """Add what failures cost, with the next best route as a second try or as a hedge."""
         fails = each.route.estimate.failure_probability or 0.0
+        other = next((one for one in ranked if one.route is not each.route), None)
+        known = self._known.get(each.route.name)
+        gone_s = FAILS_AFTER * deadline_s
+        if known is not None and known.failures:
+            gone_s = min(known.failed_s, deadline_s)
+        plain = self._tried_again(each, other, fails, gone_s, deadline_s)
+        if other is None or not self._options.hedge:
+            return plain
+        hedged = self._hedged(each, other, fails, gone_s, deadline_s)
+        return plain if hedged is None or plain.cost - hedged.cost < HEDGE_GAIN else hedged
+
+    def _tried_again(
+        self,
+        each: Expected,
+        other: Expected | None,
+        fails: float,
+        gone_s: float,
+        deadline_s: float,
+    ) -> Expected:
+        """Give a route's cost where a failure shows after `gone_s`, and the other is tried then."""
         if fails <= 0.0:
             return each
         options = self._options
-        known = self._known.get(each.route.name)
-        gone = FAILS_AFTER
-        if known is not None and known.failures:
-            gone = min(known.failed_s / deadline_s, 1.0)
-        rescue = next((other for other in ranked if other.route is not each.route), None)
-        left_s = (1.0 - gone) * deadline_s
-        late, then, used = 1.0, 0.0, 1.0
-        if rescue is not None and left_s > 0.0:
-            share, late = _used_and_late(rescue.route.estimate, left_s, 0.0)
-            used = gone + share * (1.0 - gone)
-            then = rescue.energy + rescue.money
+        used, late, then = 1.0, 1.0, 0.0
+        if other is not None and gone_s < deadline_s:
+            share, late = used_and_late(other.mean_s, other.spread, deadline_s - gone_s)
+            used = 1.0 - (1.0 - share) * (1.0 - gone_s / deadline_s)
+            then = other.energy + other.money
         failed = options.latency * used + options.miss * late + each.energy + each.money + then
-        cost = (1.0 - fails) * each.cost + fails * failed
-        miss = (1.0 - fails) * each.miss + fails * late
-        return each._replace(cost=cost, miss=miss)
+        return each._replace(
+            cost=(1.0 - fails) * each.cost + fails * failed,
+            miss=(1.0 - fails) * each.miss + fails * late,
+        )
+
+    def _hedged(
+        self, each: Expected, other: Expected, fails: float, gone_s: float, deadline_s: float
+    ) -> Expected | None:
+        """Give a route's cost where the other one is started while there is no answer.
+
+        As late as possible: at the first one's p95, or earlier if the second could not be in time
+        then.
+        """
+        p95_s, needs_s = each.route.estimate.latency_p95_s, other.route.estimate.latency_p95_s
+        if p95_s is None or needs_s is None or each.spread > SPREAD_MOST:
+            return None
+        after_s = min(p95_s, deadline_s - HEDGE_ROOM * needs_s)
+        if after_s < each.mean_s:
+            return None
+        options = self._options
+        _, late = used_and_late(other.mean_s, other.spread, deadline_s - after_s)
+        saved = options.miss * each.miss * (1.0 - late)
+        begun = (1.0 - fails) * above(math.log(after_s / each.mean_s) / each.spread)
+        again = self._tried_again(each, other, fails, min(after_s, gone_s), deadline_s)
+        extra = begun * (other.energy + other.money)
+        return again._replace(
+            cost=again.cost - (1.0 - fails) * saved + extra,
+            miss=again.miss * late if fails <= 0.0 else again.miss,
+            hedge=other.route.name,
+            after_s=after_s,
+        )
+
+    def _is_hopeless(self, best: Expected) -> bool:
+        """Tell whether a miss at once is cheaper than one that others have to wait for."""
+        known = self._ignorance(best) < HOPELESS_IGNORANCE
+        return known and best.cost > self._options.miss + HOPELESS
 
     def _curiosity(
-        self, plain: list[Expected], best: Expected, deadline_s: float, joule: float
-    ) -> Expected | None:
-        """Find a route that might be better than the best, if trying it risks nothing."""
-        if not self._options.explore:
+        self, plain: list[Expected], best: Expected, situation: Situation
+    ) -> _Curious | None:
+        """Find a route that might be better than the best, if trying it risks nothing.
+
+        The best route is its hedge: started soon after the other should have had an answer, and so
+        that it is still in time itself.
+        """
+        needs_s = best.route.estimate.latency_p95_s
+        share = self._options.explore
+        if not share or needs_s is None:
             return None
-        safe = next((each.route for each in plain if each.route.kind == LOCAL), None)
-        if safe is None or (safe.estimate.latency_p95_s or math.inf) * RESCUES > deadline_s:
-            return None
-        found: Expected | None = None
+        deadline_s = max(situation.job.deadline_s, 1e-3)
+        # Where the best would be late itself, there is nothing left to be risked.
+        is_lost = best.cost > self._options.miss
+        after_s = deadline_s if is_lost else deadline_s - HEDGE_ROOM * needs_s
+        found: _Curious | None = None
+        least = best.cost
         for each in plain:
-            if each.route is best.route or each.route.kind == LOCAL:
+            name = each.route.name
+            known = self._known.get(name)
+            if each.route is best.route or (known and situation.time_s < known.next_at_s):
                 continue
-            ignorance = self._ignorance(each.route)
+            ignorance = self._ignorance(each)
             if ignorance < IGNORANCE_LEAST:
                 continue
-            hoped = self._expect(each.route, deadline_s, joule, OPTIMISM * ignorance)
-            if hoped.cost < best.cost and (found is None or hoped.cost < found.cost):
-                found = each
+            # The good end of what is not known, with the noise that there is in any case.
+            hoped_s = each.mean_s * math.exp(-OPTIMISM * ignorance)
+            noise = math.sqrt(max(each.spread * each.spread - ignorance * ignorance, NOISE * NOISE))
+            used, late = used_and_late(hoped_s, noise, deadline_s)
+            cost = self._options.latency * used + self._options.miss * late
+            cost += each.energy + each.money
+            if hoped_s > after_s or cost >= least:
+                continue
+            least = cost
+            found = _Curious(
+                each,
+                None if is_lost else best.route.name,
+                min(after_s, PATIENCE * hoped_s),
+                min(share * max(BOLDNESS * min(ignorance, 1.0), 1.0), BOLDEST),
+            )
         return found
 
-    def _hedge(
-        self, chosen: Expected, plain: list[Expected], deadline_s: float
-    ) -> tuple[str | None, float]:
-        """Find a second route that saves more misses than it costs, and when to start it.
-
-        As late as possible: it begins at the first one's p95, or earlier if it could not be in
-        time then.
-        """
-        if not self._options.hedge or chosen.miss * self._options.miss < HEDGE_GAIN:
-            return None, 0.0
-        other = min((each for each in plain if each.route is not chosen.route), key=_by_cost)
-        mean_s, p95_s = chosen.route.estimate.latency_mean_s, chosen.route.estimate.latency_p95_s
-        needs_s = other.route.estimate.latency_p95_s
-        if mean_s is None or p95_s is None or needs_s is None:
-            return None, 0.0
-        after_s = min(p95_s, deadline_s - HEDGE_ROOM * needs_s)
-        spread = _spread(chosen.route.estimate)
-        if after_s < mean_s or spread is None:
-            return None, 0.0
-        fails = chosen.route.estimate.failure_probability or 0.0
-        begun = fails + (1.0 - fails) * _above(math.log(after_s / mean_s) / spread)
-        _, late = _used_and_late(other.route.estimate, deadline_s - after_s, 0.0)
-        saved = self._options.miss * chosen.miss * (1.0 - late)
-        if saved - begun * (other.energy + other.money) < HEDGE_GAIN:
-            return None, 0.0
-        return other.route.name, after_s
-
-    def _ignorance(self, route: RouteView) -> float:
+    def _ignorance(self, each: Expected) -> float:
         """Give the standard deviation of the latency's logarithm that is not its usual noise."""
-        spread = _spread(route.estimate)
-        if spread is None:
-            return SPREAD_MOST
-        known = self._known.get(route.name)
-        usual = 0.0 if known is None or not known.outcomes else known.spread
+        spread = min(each.spread, SPREAD_MOST)
+        known = self._known.get(each.route.name)
+        is_sure = known is not None and each.route.estimate.samples >= SURE_SAMPLES
+        usual = known.spread if known is not None and is_sure else 0.0
         return math.sqrt(max(spread * spread - usual * usual, 0.0))
 
     def _reasons(self, chosen: Expected, plain: list[Expected]) -> tuple[Term, ...]:
@@ -304,6 +353,15 @@ class Adaptive:
         )
 
 
+class _Curious(NamedTuple):
+    """A route to try out of curiosity, and the hedge that makes it safe."""
+
+    chosen: Expected
+    hedge: str | None
+    after_s: float
+    share: float  # with this probability
+
+
 def _by_cost(each: Expected) -> float:
     return each.cost
 
@@ -315,35 +373,11 @@ class _Known:
     failed_s: float = 0.0  # until a failure shows
     failures: int = 0
     spread: float = 0.0  # of the latency's logarithm, when estimates are fresh
-    outcomes: int = field(default=0)
+    outcomes: int = 0
+    next_at_s: float = 0.0  # not to be tried out of curiosity before
+    pause_s: float = 0.0
 
-
-def _spread(estimate: Estimate) -> float | None:
-    """Give the standard deviation of the latency's logarithm that a mean and a p95 tell."""
-    mean_s, p95_s = estimate.latency_mean_s, estimate.latency_p95_s
-    if mean_s is None or p95_s is None or not 0 < mean_s <= p95_s < math.inf:
-        return None
-    return min(max(math.log(p95_s / mean_s) / Z95, SPREAD_LEAST), SPREAD_MOST)
-
-
-def _used_and_late(estimate: Estimate, deadline_s: float, optimism: float) -> tuple[float, float]:
-    """Give the expected share of a deadline that is used up, and the probability to miss it.
-
-    For a log-normal latency L of median m and spread s, the expectation of min(L, D) is
-    ``m e^(s^2/2) N(z - s) + D (1 - N(z))`` with ``z = ln(D / m) / s``. The estimate's mean is taken
-    for the median, which it is by the way it is learned. What is not known counts as late.
-    """
-    spread = _spread(estimate)
-    if spread is None:
-        return 1.0, 1.0
-    assert estimate.latency_mean_s is not None
-    median = estimate.latency_mean_s / deadline_s * math.exp(-optimism)
-    z = -math.log(median) / spread
-    late = _above(z)
-    mean = median * math.exp(spread * spread / 2)
-    return min(mean * (1.0 - _above(z - spread)) + late, 1.0), late
-
-
-def _above(z: float) -> float:
-    """Give the probability that a standard normal variable exceeds z."""
-    return 0.5 * math.erfc(z / math.sqrt(2))
+    def try_again(self, now_s: float) -> None:
+        """It is tried out of curiosity; unless it succeeds, not so soon again."""
+        self.pause_s = min(max(2.0 * self.pause_s, PAUSE_FIRST_S), PAUSE_LAST_S)
+        self.next_at_s = now_s + self.pause_s

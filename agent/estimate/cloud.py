@@ -167,6 +167,13 @@ class CloudModel:
             self._around_s.learn(max(around_s, 0.0))
         self.samples += 1
 
+    def learn_late(self, input_bytes: int, at_least_s: float, now_s: float) -> None:
+        """Take in a request that was given up after so many seconds: it would have taken longer."""
+        up, down = self.sizes(input_bytes)
+        median_s, _ = self.predict(up, down, now_s)
+        if at_least_s > median_s:
+            self._network.line.learn((1.0, up, down), self._server, at_least_s, now_s)
+
     def dump(self) -> dict[str, Any]:
         """Give what was learned, as plain JSON types."""
         return {

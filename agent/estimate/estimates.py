@@ -27,6 +27,9 @@ JOBS_OWN_ERRORS = (ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE, ErrorCode.CANCELL
 VERSION = 1
 # An estimate stands for so long, as long as nothing that it was made of has changed.
 STANDS_S = 0.2
+# Of a model with fewer outcomes even that a request took longer than it was given is worth knowing.
+# Later on a stall would be taken for the network's speed.
+FEW_SAMPLES = 5
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -101,9 +104,7 @@ class Estimates:
             known = self._local_model(attempt.job.model)
         mean_s, p95_s = expected.latency_mean_s, expected.latency_p95_s
         if code is ErrorCode.CANCELLED:
-            # Another route was quicker. All that this tells is whether it would have been late.
-            if mean_s is not None and p95_s is not None and attempt.latency_s > p95_s:
-                known.calibration.learn(mean_s, p95_s, attempt.latency_s)
+            self._learn_called_off(known, attempt, now)
             return
         if outcome.timed_out and (p95_s is None or attempt.latency_s <= p95_s):
             # The job was in a greater hurry than the route ever claimed to be.
@@ -272,6 +273,17 @@ class Estimates:
                 outcome.cpu_s,
                 now,
             )
+
+    @staticmethod
+    def _learn_called_off(known: LocalModel | CloudModel, attempt: Attempted, now: float) -> None:
+        """Another route was quicker: this one would have taken longer than it had so far."""
+        mean_s, p95_s = attempt.expected.latency_mean_s, attempt.expected.latency_p95_s
+        if mean_s is None or p95_s is None or attempt.latency_s <= mean_s:
+            return
+        if attempt.latency_s > p95_s:
+            known.calibration.learn(mean_s, p95_s, attempt.latency_s)
+        if isinstance(known, CloudModel) and known.samples < FEW_SAMPLES:
+            known.learn_late(attempt.job.input_bytes, attempt.latency_s, now)
 
     @staticmethod
     def _learn_cloud(

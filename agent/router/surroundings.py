@@ -18,9 +18,9 @@ from policies import api
 from policies.api import Estimate, RouteView, Situation
 
 # Left for the local route when a cloud attempt takes all the time it is given: this many times the
-# local p95, plus what deciding and queueing again takes; half of what is left where no local run
-# has been measured.
-RESERVE_FACTOR = 2.0
+# local p95, the first that leaves the attempt half of the time, plus what deciding and queueing
+# again takes; half of what is left where no local run has been measured.
+RESERVE_FACTORS = (2.0, 1.0)
 RESERVE_EXTRA_S = 0.02
 RESERVE_UNKNOWN = 0.5
 
@@ -141,7 +141,12 @@ class Surroundings:
         ).latency_p95_s
         if p95_s is None:
             return left_s * RESERVE_UNKNOWN
-        return max(left_s - RESERVE_FACTOR * p95_s - RESERVE_EXTRA_S, left_s * RESERVE_UNKNOWN)
+        for factor in RESERVE_FACTORS:
+            rest_s = left_s - factor * p95_s - RESERVE_EXTRA_S
+            if rest_s >= left_s * RESERVE_UNKNOWN:
+                return rest_s
+        # The device could not answer in time any more, whenever the endpoint is given up.
+        return left_s
 
     def state(self) -> dict[str, Any]:
         """Give the readings and each route's estimates, as plain JSON types."""

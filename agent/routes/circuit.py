@@ -50,6 +50,15 @@ class Circuit:
         self._trying = False
         self.last_failure = None
 
+    def answered_probe(self) -> None:
+        """The endpoint is there, though nobody knows whether it serves: the next job will tell.
+
+        Without this an open circuit would wait for a policy that takes the route again, and the
+        policy for the circuit.
+        """
+        if self.is_open and self._clock() >= self._trial_at:
+            self._failures = OPENS_AFTER - 1
+
     def fail(self, reason: str) -> None:
         """A request failed for the endpoint's or the network's sake."""
         self.last_failure = reason

@@ -182,7 +182,10 @@ class CloudRoute:
     async def probe(self) -> Probed:
         """Ask the endpoint whether it is there: see `Prober`."""
         assert self._prober is not None, "the route is not started"
-        return await self._prober.probe()
+        found = await self._prober.probe()
+        if found.reachable:
+            self.circuit.answered_probe()
+        return found
 
     async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         began = self._clock()

@@ -295,6 +295,7 @@ class SimulatedCloud:
         except TimeoutError:
             return Probed(self.endpoint, reachable=False, bytes_up=PROBE_UP_BYTES)
         rtt_s = self._clock() - began
+        self.circuit.answered_probe()
         return Probed(
             self.endpoint,
             reachable=True,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.router.decider import _fault
 from policies.api import Device, Estimate, Feedback, JobTraits, Learner, Plan, RouteView, Situation
+from policies.adaptive import Adaptive
 from policies.bandit import Bandit
 from policies.logistic import Logistic
 from policies.rules import Rule, Rules
@@ -24,6 +25,7 @@ RULES = (
     Rule("job.attempts > 1 && job.model == 'digits'", "reject"),
 )
 POLICIES = {
+    "adaptive": lambda: Adaptive(Adaptive.Options(explore=0.5)),
     "logistic": lambda: Logistic(Logistic.Options(epsilon=0.5)),
     "bandit": lambda: Bandit(Bandit.Options(force_every=2)),
     "rules": lambda: Rules(Rules.Options(rules=RULES)),

@@ -50,6 +50,17 @@ def test_after_the_pause_one_trial_goes_and_no_second(circuit, clock):
     assert not circuit.admits()
 
 
+def test_a_probe_that_is_answered_closes_it_on_probation(circuit, clock):
+    fail(circuit, OPENS_AFTER)
+    circuit.answered_probe()
+    assert not circuit.admits()
+    clock.advance(PAUSE_FIRST_S)
+    circuit.answered_probe()
+    assert not circuit.is_open
+    fail(circuit, 1)
+    assert circuit.is_open
+
+
 def test_a_trial_that_succeeds_closes_it(circuit, clock):
     fail(circuit, OPENS_AFTER)
     clock.advance(PAUSE_FIRST_S)

@@ -1,0 +1,52 @@
+"""Latencies as log-normal variables: what a mean and a p95 say of a deadline."""
+
+from __future__ import annotations
+
+import math
+
+from policies.api import Estimate
+
+# One-sided 95 % quantile of the normal distribution, by which a p95 tells a spread.
+Z95 = 1.645
+SPREAD_LEAST, SPREAD_MOST = 0.02, 3.0
+# So many standard deviations from the deadline a job is in time.
+Z_SURE = 5.0
+
+
+def spread_of(estimate: Estimate) -> float:
+    """Give the standard deviation of the latency's logarithm that a mean and a p95 tell.
+
+    Infinity where they are not known, or make no sense.
+    """
+    mean_s, p95_s = estimate.latency_mean_s, estimate.latency_p95_s
+    if mean_s is None or p95_s is None or not 0 < mean_s <= p95_s < math.inf:
+        return math.inf
+    return min(max(math.log(p95_s / mean_s) / Z95, SPREAD_LEAST), SPREAD_MOST)
+
+
+def used_and_late(mean_s: float, spread: float, deadline_s: float) -> tuple[float, float]:
+    """Give the expected share of a deadline that is used up, and the probability to miss it.
+
+    For a log-normal latency L of median m and spread s, the expectation of min(L, D) is
+    ``m e^(s^2/2) N(z - s) + D (1 - N(z))`` with ``z = ln(D / m) / s``. The estimate's mean is taken
+    for the median, which it is by the way it is learned.
+
+    Args:
+        mean_s: The estimate's mean latency.
+        spread: The standard deviation of its logarithm; infinity where nothing is known.
+        deadline_s: The deadline.
+    """
+    if spread > SPREAD_MOST:
+        return 1.0, 1.0
+    median = mean_s / deadline_s
+    z = -math.log(median) / spread
+    mean = median * math.exp(spread * spread / 2)
+    if z - spread > Z_SURE:
+        return mean, 0.0
+    late = above(z)
+    return min(mean * (1.0 - above(z - spread)) + late, 1.0), late
+
+
+def above(z: float) -> float:
+    """Give the probability that a standard normal variable exceeds z."""
+    return 0.5 * math.erfc(z / math.sqrt(2))
