@@ -58,6 +58,7 @@ class Expected(NamedTuple):
     latency: float  # expected share of the deadline used
     energy: float  # in deadlines, as the cost
     money: float
+    awake: float  # the cost were the radio awake anyway
     hedge: str | None = None  # a second route, and when it is started
     after_s: float = 0.0
 
@@ -114,7 +115,7 @@ class Adaptive:
         deadline_s = max(situation.job.deadline_s, 1e-3)
         joule = self._options.joule * scarcity(situation.device)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
-        self._note_radio(plain, situation.time_s, joule)
+        self._note_radio(plain, situation.time_s)
         best = self._least(sorted(plain, key=_by_cost), deadline_s)
         chosen, why, propensity = best, Why.EXPECTED_COST, 1.0
         if len(routes) == 1:
@@ -131,9 +132,13 @@ class Adaptive:
                 self._known_of(chosen.route.name).try_again(situation.time_s)
         if not explored and self._is_hopeless(best):
             # Now and then one is run all the same: estimates may be wrong.
-            if self._chance.random() >= self._options.explore:
-                return Plan(None, Why.REJECTED, reasons=self._reasons(best, plain))
-            propensity *= self._options.explore
+            share = self._options.explore
+            if self._chance.random() >= share:
+                reasons = self._reasons(best, plain)
+                return Plan(
+                    None, Why.REJECTED, reasons=reasons, propensity=propensity * (1.0 - share)
+                )
+            propensity *= share
         return Plan(
             chosen.route.name,
             why,
@@ -190,21 +195,20 @@ class Adaptive:
         estimate = route.estimate
         spread = spread_of(estimate)
         mean_s = estimate.latency_mean_s or 0.0
-        energy = joule * ((estimate.energy_j or 0.0) - self._tail.shared_j(estimate))
+        shared_j = self._tail.shared_j(estimate)
+        energy = joule * ((estimate.energy_j or 0.0) - shared_j)
         money = options.money * (estimate.cost or 0.0)
         used, late = used_and_late(mean_s, spread, deadline_s)
         cost = options.latency * used + options.miss * late + energy + money
-        return Expected(route, mean_s, spread, cost, late, used, energy, money)
+        awake = cost - joule * ((estimate.tail_j or 0.0) - shared_j)
+        return Expected(route, mean_s, spread, cost, late, used, energy, money, awake)
 
-    def _note_radio(self, plain: list[Expected], time_s: float, joule: float) -> None:
+    def _note_radio(self, plain: list[Expected], time_s: float) -> None:
         """See whether this is a job that had better go over a radio that is awake anyway."""
-        here = math.inf
-        there = math.inf
+        here = there = math.inf
         for each in plain:
-            estimate = each.route.estimate
-            if estimate.tail_s:
-                left_j = (estimate.tail_j or 0.0) - self._tail.shared_j(estimate)
-                there = min(there, each.cost - joule * left_j)
+            if each.route.estimate.tail_s:
+                there = min(there, each.awake)
             else:
                 here = min(here, each.cost)
         if there < here < math.inf:
@@ -231,7 +235,9 @@ class Adaptive:
         if known is not None and known.failures:
             gone_s = min(known.failed_s, deadline_s)
         plain = self._tried_again(each, other, fails, gone_s, deadline_s)
-        if other is None or not self._options.hedge:
+        # The most that a hedge could save: all that comes of failing and of being late.
+        least = (1.0 - fails) * (each.cost - self._options.miss * each.miss)
+        if other is None or not self._options.hedge or plain.cost - least < HEDGE_GAIN:
             return plain
         hedged = self._hedged(each, other, fails, gone_s, deadline_s)
         return plain if hedged is None or plain.cost - hedged.cost < HEDGE_GAIN else hedged
@@ -347,8 +353,8 @@ class Adaptive:
         return (
             Term("deadline_used", chosen.latency, options.latency),
             Term("miss_probability", chosen.miss, options.miss),
-            Term("energy_cost", chosen.energy),
-            Term("money_cost", chosen.money),
+            Term("energy_cost", chosen.energy, 1.0),
+            Term("money_cost", chosen.money, 1.0),
             *(Term(f"cost {each.route.name}", each.cost) for each in plain),
         )
 

@@ -133,6 +133,7 @@ def test_now_and_then_a_hopeless_job_is_run_all_the_same():
     run = [plan for plan in plans if plan.route is not None]
     assert 20 <= len(run) <= 70
     assert all(plan.propensity == pytest.approx(0.1) for plan in run)
+    assert {plan.propensity for plan in plans if plan.route is None} == {0.9}
 
 
 def test_a_route_hardly_known_is_tried_with_the_best_one_as_its_hedge():
