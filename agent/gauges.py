@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from agent.estimate import Estimates
+from agent.estimate import EnergyAccount, Estimates
 from agent.life import State
 from agent.metrics import Metrics
 from agent.mqtt.session import Session
@@ -24,6 +24,7 @@ class Observed(Protocol):
 
     sampler: Sampler
     estimates: Estimates
+    energy: EnergyAccount
     store: Store
     local: LocalRoute
     clouds: list[CloudRoute]
@@ -86,6 +87,12 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
         ("failure_ratio", "failure_probability", "Probability that a request gets no answer."),
     ):
         gauge(f"edgewise_network_{name}", text, ("endpoint",), of_network(field))
+    gauge(
+        "edgewise_energy_measured",
+        "1 where a meter stands behind a route's energy, 0 where it is the power model's.",
+        ("route",),
+        lambda: [((kind,), float(of.energy.is_measured(kind))) for kind in (api.LOCAL, api.CLOUD)],
+    )
     gauge(
         "edgewise_estimate_p95_coverage_ratio",
         "Share of attempts that took no longer than their predicted 95th percentile.",

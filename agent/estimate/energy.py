@@ -93,6 +93,11 @@ class EnergyAccount:
         joules = send_s * power.radio_tx_watts + receive_s * power.radio_rx_watts + awake_j + tail_j
         return self._scaled(CLOUD, joules, tail_j)
 
+    def is_measured(self, kind: str) -> bool:
+        """Whether a meter stands behind the figures of this kind of route."""
+        known = self._scale[kind].value is not None
+        return known and (kind == LOCAL or self._radio_metered)
+
     @property
     def radio_tail_s(self) -> float:
         """How long the radio stays awake after a request."""
@@ -178,6 +183,6 @@ class EnergyAccount:
 
     def _scaled(self, kind: str, joules: float, tail_j: float = 0.0) -> Spent:
         scale = self._scale[kind].value
-        if scale is None or (kind == CLOUD and not self._radio_metered):
+        if scale is None or not self.is_measured(kind):
             return Spent(joules, False, tail_j)
         return Spent(joules * scale, True, tail_j * scale)

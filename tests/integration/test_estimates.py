@@ -147,3 +147,17 @@ async def test_a_reload_keeps_what_is_known_of_endpoints_that_stay(
         lambda said: said["models"]["digits"]["routes"]["cloud:lab"]["samples"] > JOBS
     )
     assert state["models"]["digits"]["routes"]["cloud:lab"]["samples"] == JOBS + 1
+
+
+async def test_another_link_makes_the_networks_estimates_less_sure_at_once(
+    serve, configure, program, digits, cloud
+):
+    serving = await serve(configure(cloud=cloud))
+    await run_jobs(program, digits, "only_cloud")
+    before = serving.daemon.router.state()["models"]["digits"]["routes"]["cloud:lab"]
+    serving.daemon.link._on_change()
+    after = serving.daemon.router.state()["models"]["digits"]["routes"]["cloud:lab"]
+    assert after["latency_p95_s"] > 1.2 * before["latency_p95_s"]
+    assert after["latency_mean_s"] == pytest.approx(before["latency_mean_s"], rel=0.01)
+    local = serving.daemon.router.state()["models"]["digits"]["routes"]["local"]
+    assert local["samples"] == 0
