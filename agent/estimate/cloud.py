@@ -44,6 +44,7 @@ class EndpointNetwork:
         self.line = Regression((RTT, PER_BYTE, PER_BYTE), now_s)
         self.failures = Failures()
         self.is_known = False
+        self.answered_at = -math.inf  # monotonic seconds
 
     def probed(self, rtt_s: float, bytes_up: int, bytes_down: int, now_s: float) -> None:
         """Take in a probe, which costs the server no time to speak of."""
@@ -103,6 +104,7 @@ class CloudModel:
         self.confidence = Mean()
         self.calibration = Calibration()
         self.samples = 0
+        self.p95_s = math.inf  # of the latest request that was predicted
 
     @property
     def usual_input_bytes(self) -> float | None:

@@ -124,6 +124,8 @@ class Estimates:
         now = self._clock()
         network = self._network(probe.endpoint, now)
         network.failures.learn(now, failed=not probe.reachable)
+        if probe.reachable:
+            network.answered_at = now
         if probe.rtt_s is not None:
             network.probed(probe.rtt_s, probe.bytes_up, probe.bytes_down, now)
 
@@ -294,6 +296,11 @@ class Estimates:
             # It never left: no turn came, or the image could not be decoded.
             return
         answered = outcome.error is None or outcome.bytes_down > 0
+        if answered:
+            network.answered_at = now
+        elif now - attempt.latency_s < network.answered_at:
+            # It began in an outage that is known to be over.
+            return
         network.failures.learn(now, failed=not answered)
         if answered:
             known.failures.learn(now, failed=outcome.error is not None)
@@ -347,12 +354,14 @@ class Estimates:
         failure = known.failure_probability(now)
         if not network.is_known:
             return api.Estimate(failure_probability=failure)
+        failure = max(failure or 0.0, self._stalled(endpoint, load)) if load.running else failure
         up, down = known.sizes(input_bytes)
         median_s, spread = known.predict(up + load.bytes_up, down, now)
         ahead_s = known.around_s
         if load.is_full:
             ahead_s += (load.ahead_count + 1) * median_s / load.parallel
         mean_s, p95_s, std_s = _latency(median_s, spread, known.calibration.z, ahead_s)
+        known.p95_s = p95_s
         up_s, down_s = network.air_s(up, down)
         spent = self._energy.cloud(up_s, down_s, median_s)
         settings = self._endpoints.get(endpoint)
@@ -370,6 +379,19 @@ class Estimates:
             up + down,
             known.samples,
         )
+
+    def _stalled(self, endpoint: str, load: Load) -> float:
+        """Give how probably requests under way are stuck, and so would be another one.
+
+        They say nothing by themselves; but the longer one takes beyond its p95, the less likely it
+        is that this is chance.
+        """
+        most = 0.0
+        for model, ran_s in load.running:
+            known = self._cloud.get((model, endpoint))
+            if known is not None and ran_s > known.p95_s:
+                most = max(most, 1.0 - known.p95_s / ran_s)
+        return most
 
     def _ahead_s(self, load: Load) -> float:
         """Give the time until a worker is free for a job: the work before it, shared among them."""

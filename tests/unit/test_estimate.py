@@ -447,3 +447,32 @@ def test_whatever_happens_estimates_are_in_range(clock, make_job, latencies, wai
         assert estimate.latency_std_s > 0
         assert 0 <= estimate.failure_probability <= 1
         assert estimate.energy_j >= 0
+
+
+def test_a_request_that_takes_far_too_long_makes_failure_likely_before_it_fails(device):
+    for _ in range(30):
+        device.requested(0.2)
+    calm = device.estimate("cloud:lab", load=Load({}, (("digits", 0.1),), 32))
+    assert calm.failure_probability < 0.05
+    stuck = device.estimate("cloud:lab", load=Load({}, (("digits", 2.0),), 32))
+    assert stuck.failure_probability > 0.7
+    assert stuck.latency_mean_s == pytest.approx(calm.latency_mean_s, rel=0.01)
+
+
+def test_what_began_in_an_outage_and_fails_after_its_end_is_no_news(device):
+    for _ in range(10):
+        device.requested(0.2)
+    device.clock.advance(5.0)
+    device.estimates.learn_probe(Probed("lab", False))
+    device.estimates.learn_probe(Probed("lab", True, 0.05, 300, 200))
+    before = device.estimate("cloud:lab").failure_probability
+    # Sent three seconds ago, when the network was away.
+    job = device.make_job(model="digits")
+    failed = Outcome(
+        error=JobError(ErrorCode.ENDPOINT_ERROR, "late"), bytes_up=1000, timed_out=True
+    )
+    expected = device.estimate("cloud:lab")
+    device.estimates.learn(
+        Attempted(job, situation(), api.Plan("cloud:lab"), failed, 3.0, expected)
+    )
+    assert device.estimate("cloud:lab").failure_probability == pytest.approx(before, abs=0.02)
