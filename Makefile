@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test lint format bench bench-policies chaos clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
 	@echo "make bench   compare with a bare loop; deferred jobs; how good estimates are (needs mosquitto)"
+	@echo "make bench-policies  all policies and baselines on simulated networks, against the oracle"
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
 	@echo "make clean   remove the virtual environment and caches"
 
@@ -44,6 +45,9 @@ format: .venv/.lint
 
 bench: .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-policies: .venv/.bench
+	@$(BIN)/python bench/bench_policies.py $(ARGS)
 
 chaos: .venv/.test
 	@$(BIN)/python chaos/run.py $(ARGS)
