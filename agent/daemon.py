@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from agent import gauges, plugins, systemd
+from agent import gauges, systemd
 from agent import log as logs
 from agent.config import Config, ConfigError, read_secret, split_listen
+from agent.control import Control
 from agent.decisions import DecisionLog
 from agent.estimate import EnergyAccount, Estimates, MeterReading
 from agent.events import Attempted, Events, Probed
@@ -28,7 +29,7 @@ from agent.metrics import Metrics
 from agent.mqtt.address import broker
 from agent.mqtt.gateway import Gateway
 from agent.router.budgets import Budgets
-from agent.router.decider import Decider
+from agent.router.in_force import InForce
 from agent.router.router import Router
 from agent.routes import Route
 from agent.routes.cloud import CloudRoute
@@ -79,14 +80,14 @@ class Daemon:
         self.watch = EndpointWatch(events, metered=lambda: self.link.reading.metered)
         self.watch.use(self._probes(config))
         self.sampler = Sampler(config.device, own_pids=self._own_pids, link=self._network)
-        self.decider = _decider(config)
         folder = Path(config.device.state_dir)
         self.learned = Learned(folder)
+        self.policy = InForce(config.policy, self.learned, events)
         self.budgets = Budgets(config.budget, on_spent=self.learned.save_soon)
         self.router = Router(
             (self.local, *self.clouds),
             config.models,
-            self.decider,
+            self.policy.decider,
             estimates=self.estimates,
             sampler=self.sampler,
             events=events,
@@ -105,7 +106,7 @@ class Daemon:
             reply_topics=config.mqtt.reply_topics,
             state=self.state,
             state_interval_s=config.device.state_interval_s,
-            control=self.control,
+            control=Control(self.lifecycle, reload=self.reload, switch=self._switch).carry_out,
         )
         host, port = split_listen(config.http.listen)
         token_file = config.http.token_file
@@ -122,7 +123,11 @@ class Daemon:
         self.store.on_works = self.gateway.take_held
         self.metrics.observe(events)
         logs.observe(events)
-        DecisionLog(self.store, self.gateway.publish_decision).observe(events)
+        shadows = self.policy.shadows
+        shadows.observe(events)
+        DecisionLog(
+            self.store, self.gateway.publish_decision, shadowed=lambda: shadows.at_work
+        ).observe(events)
         events.subscribe(Attempted, self.estimates.learn)
         events.subscribe(Probed, self.estimates.learn_probe)
         self.watch.observe(events)
@@ -156,24 +161,6 @@ class Daemon:
             ]
         return state
 
-    async def control(self, command: str, _payload: bytes) -> dict[str, Any]:
-        """Carry out a command of `control/{command}`; the reply says whether it was."""
-        if command == "pause":
-            self.lifecycle.pause()
-        elif command == "resume":
-            self.lifecycle.resume()
-        elif command == "reload":
-            try:
-                later = await self.reload()
-            except ConfigError as error:
-                return {"ok": False, "error": str(error)}
-            if later:
-                return {"ok": True, "restart_needed_for": later}
-        else:
-            known = "pause, resume, reload"
-            return {"ok": False, "error": f"unknown command '{command[:64]}', known: {known}"}
-        return {"ok": True}
-
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
 
@@ -189,7 +176,6 @@ class Daemon:
         except OSError as error:
             folder = self.config.device.state_dir
             raise StartError(f"device.state_dir = {folder}: {error.strerror or error}") from None
-        self.decider.start()
         try:
             await self.web.start()
         except OSError as error:
@@ -223,15 +209,13 @@ class Daemon:
     async def _reload(self) -> list[str]:
         old = self.config
         new = await asyncio.to_thread(self._load)
-        decider = self.decider if new.policy == old.policy else _decider(new)
+        change = await asyncio.to_thread(self.policy.prepare, new.policy)
         if any(
             getattr(new, part) != getattr(old, part) for part in ("models", "endpoints", "local")
         ):
             await self._change_routes(new)
-        if decider is not self.decider:
-            decider.start()
-            self.decider = decider
-        self.router.use(self.decider)
+        await self.policy.adopt(change)
+        self.router.use(self.policy.decider)
         if new.energy != old.energy:
             self.energy.use(new.energy)
         self.link.use_network(new.network)
@@ -242,8 +226,14 @@ class Daemon:
         later = [part for part in FIXED if getattr(new, part) != getattr(old, part)]
         kept = {part: getattr(old, part) for part in FIXED}
         self.config = msgspec.structs.replace(new, **kept)
-        log.info("reloaded", policy=self.decider.name, restart_needed_for=later)
+        log.info("reloaded", policy=self.policy.decider.name, restart_needed_for=later)
         return later
+
+    async def _switch(self, payload: bytes) -> str:
+        async with self._reloading:
+            await self.policy.switch(payload)
+            self.router.use(self.policy.decider)
+            return self.policy.decider.name
 
     async def _change_routes(self, config: Config) -> None:
         local, clouds = self._make_routes(config)
@@ -324,6 +314,8 @@ class Daemon:
         if kept is not None:
             self.estimates.load(kept)
         self.budgets.load(self.learned.read(BUDGETS) or {})
+        await self.policy.start()
+        self.router.use(self.policy.decider)
         await _start(self.local, self.clouds)
         self._warm_up()
         for model, reason in self.local.refused.items():
@@ -433,10 +425,6 @@ async def _retire(local: LocalRoute, clouds: list[CloudRoute]) -> None:
         log.warning("routes_cut_off", after_s=RETIRE_WITHIN_S)
     finally:
         await _stop(local, clouds)
-
-
-def _decider(config: Config) -> Decider:
-    return Decider(plugins.load(config.policy), config.policy.timeout_ms / 1000)
 
 
 async def _feed_watchdog(interval_s: float) -> None:

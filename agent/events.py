@@ -60,6 +60,32 @@ class PolicyFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowChoice:
+    """What a shadow policy would have done."""
+
+    policy: str
+    plan: Plan
+    expected_cost: float | None  # of the route, by `policies.cost`; None where it takes none
+
+
+@dataclass(frozen=True, slots=True)
+class Shadowed:
+    """The shadow policies have decided too, without effect; those that failed are left out."""
+
+    decided: Decided
+    expected_cost: float | None  # of the route that was decided on, likewise
+    choices: tuple[ShadowChoice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowFailed:
+    """A shadow policy raised, overran or gave an impossible plan."""
+
+    policy: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A route began to run the job."""
 
@@ -81,6 +107,27 @@ class Attempted:
     energy_measured: bool = False  # a meter stands behind it, and not only the power model
     cost: float | None = None
     waited: bool = False  # the route was fully taken when it was decided
+    # Of a cloud answer where there is a local one to compare with, audited or escalated:
+    agrees: bool | None = None  # whether the best labels are the same
+    local_confidence: float | None = None  # of the local answer
+
+
+@dataclass(frozen=True, slots=True)
+class Auditing:
+    """The cloud will be asked about an answer that the device was sure of."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """That is over, and the answer long given."""
+
+    job: Job
+    route: str
+    confidence: float  # of the local answer
+    agrees: bool | None = None  # None: not known, since it failed or was called off
+    attempt: Attempted | None = None  # None: none was made
 
 
 @dataclass(frozen=True, slots=True)

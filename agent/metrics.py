@@ -20,6 +20,7 @@ from agent import __version__
 from agent.events import (
     Answered,
     Attempted,
+    Audited,
     BadMessage,
     Committed,
     Decided,
@@ -27,6 +28,8 @@ from agent.events import (
     PolicyFailed,
     Probed,
     Received,
+    Shadowed,
+    ShadowFailed,
 )
 from agent.job import Answer, ErrorCode, Job
 
@@ -122,6 +125,36 @@ class Metrics:
             ["policy"],
             registry=registry,
         )
+        self._shadow_decisions = Counter(
+            "edgewise_shadow_decisions",
+            "Decisions that a shadow policy would have taken.",
+            ["policy", "route"],
+            registry=registry,
+        )
+        self._shadow_agreement = Counter(
+            "edgewise_shadow_agreement",
+            "Of these, whether the route was the same as the one decided on.",
+            ["policy", "agrees"],
+            registry=registry,
+        )
+        self._shadow_cost = Counter(
+            "edgewise_shadow_expected_cost",
+            "Expected cost of what the shadow policy and of what the real one chose, in deadlines.",
+            ["policy", "choice"],
+            registry=registry,
+        )
+        self._shadow_failures = Counter(
+            "edgewise_shadow_failures",
+            "A shadow policy raised, overran or broke the rules.",
+            ["policy"],
+            registry=registry,
+        )
+        self._audits = Counter(
+            "edgewise_audits",
+            "Local answers that an endpoint was asked about, and whether it agreed.",
+            ["model", "agrees"],
+            registry=registry,
+        )
         self._commit_s = Histogram(
             "edgewise_store_commit_duration_seconds",
             "Time the store took to commit.",
@@ -140,7 +173,12 @@ class Metrics:
         events.subscribe(
             PolicyFailed, lambda event: self._policy_failures.labels(event.policy).inc()
         )
+        events.subscribe(Shadowed, self._on_shadowed)
+        events.subscribe(
+            ShadowFailed, lambda event: self._shadow_failures.labels(event.policy).inc()
+        )
         events.subscribe(Attempted, self._on_attempted)
+        events.subscribe(Audited, self._on_audited)
         events.subscribe(Answered, self._on_answered)
         events.subscribe(
             Probed,
@@ -170,6 +208,18 @@ class Metrics:
         self._decisions.labels(event.policy, kind, event.plan.why.value).inc()
         self._decision_s.observe(event.duration_s)
 
+    def _on_shadowed(self, event: Shadowed) -> None:
+        decided = event.decided.plan
+        for choice in event.choices:
+            kind, _ = _split(choice.plan.route)
+            self._shadow_decisions.labels(choice.policy, kind).inc()
+            agrees = str(choice.plan.route == decided.route).lower()
+            self._shadow_agreement.labels(choice.policy, agrees).inc()
+            if choice.expected_cost is not None and event.expected_cost is not None:
+                # Of decisions that both took a route for, so that the sums compare.
+                self._shadow_cost.labels(choice.policy, "shadow").inc(choice.expected_cost)
+                self._shadow_cost.labels(choice.policy, "real").inc(event.expected_cost)
+
     def _on_attempted(self, event: Attempted) -> None:
         model = self._model(event.job)
         kind, endpoint = _split(event.plan.route)
@@ -182,6 +232,10 @@ class Metrics:
         if event.outcome.error is None and expected_s is not None:
             error = abs(expected_s - event.latency_s)
             self._estimate_error.labels(model, kind).observe(error)
+
+    def _on_audited(self, event: Audited) -> None:
+        agrees = "unknown" if event.agrees is None else str(event.agrees).lower()
+        self._audits.labels(self._model(event.job), agrees).inc()
 
     def _on_answered(self, event: Answered) -> None:
         model = self._model(event.job)

@@ -69,6 +69,32 @@ def load(settings: config.Policy) -> LoadedPolicy:
     return LoadedPolicy(name, _make(kind, name, settings.options))
 
 
+def load_shadows(settings: config.Policy) -> list[LoadedPolicy]:
+    """Load the configured shadow policies with their options.
+
+    Raises:
+        ConfigError: One is unknown, can't be imported or is named twice; or options don't fit, or
+            are those of no shadow.
+    """
+    for name in settings.shadow_options:
+        if name not in settings.shadow:
+            raise _refused(f"shadow_options.{name}", "'policy.shadow' does not name it")
+    if len(set(settings.shadow)) < len(settings.shadow):
+        raise _refused("shadow", "names a policy twice")
+    return [load_shadow(settings, name) for name in settings.shadow]
+
+
+def load_shadow(settings: config.Policy, name: str) -> LoadedPolicy:
+    """Load one of the shadow policies; raises ConfigError as `load_shadows` does."""
+    options = settings.shadow_options.get(name, {})
+    try:
+        return load(config.Policy(name=name, options=options))
+    except ConfigError as error:
+        part = error.key.removeprefix("policy.")
+        key = f"shadow_{part.replace('options', f'options.{name}', 1)}"
+        raise _refused("shadow" if part == "name" else key, error.reason) from error
+
+
 def _from_entry_point(name: str) -> Callable[..., Any]:
     entries = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
     if name not in entries:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from policies.api import Estimate
-from policies.cost import Weights, cost
+from policies.cost import DEFAULT, Weights, cost
 
 # The 95th percentile of a normal distribution lies so many standard deviations above its mean.
 Z95 = 1.645
@@ -105,6 +105,16 @@ def cost_in_time(
         joule_scarcity=joule_scarcity,
         weights=weights,
     )
+
+
+def expected_cost(
+    estimate: Estimate, deadline_s: float, joule_scarcity: float, weights: Weights = DEFAULT
+) -> float:
+    """Give what a route is expected to cost, the chance of a miss included, by its estimate."""
+    mean, p95 = latency(estimate)
+    missed = sigmoid(miss_logit(mean, p95, estimate.failure_probability, deadline_s))
+    in_time = cost_in_time(mean or p95, estimate, deadline_s, joule_scarcity, weights)
+    return in_time + weights.miss * missed
 
 
 def amount(value: float | None) -> float:

@@ -91,7 +91,16 @@ def run(ctx: typer.Context) -> None:
 def main() -> None:
     """Run the command line; --config may stand before or after the command."""
     # Each module adds its command to the app; each imports what it needs only when it runs.
-    from agent.cli import check, demo, policies, simulate, status, submit  # noqa: F401
+    from agent.cli import (  # noqa: F401
+        check,
+        demo,
+        explain,
+        policies,
+        replay,
+        simulate,
+        status,
+        submit,
+    )
 
     try:
         app(_global_options_first(sys.argv[1:]), prog_name="edgewise")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 NETWORK = "commute"
-POLICIES = ("threshold", "local", "cloud", "prefer-cloud")
+POLICIES = ("adaptive", "threshold", "local", "cloud", "prefer-cloud")
 LASTS_S = 600.0  # where the network never changes, and has no end
 # The table: title, the report's key, and how it is shown.
 COLUMNS = (

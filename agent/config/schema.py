@@ -165,10 +165,12 @@ class Endpoint(_Section, frozen=True):
 class Policy(_Section, frozen=True):
     """The policy: one that is installed, by name, or one from a file, by path."""
 
-    name: str = "threshold"
+    name: str = "adaptive"
     path: str | None = None  # "/etc/edgewise/policies/mine.py:Mine"
     timeout_ms: Positive = 50.0
+    shadow: tuple[str, ...] = ()  # installed policies that decide besides, without effect
     options: dict[str, Any] = msgspec.field(default_factory=dict)
+    shadow_options: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
 
 class Energy(_Section, frozen=True):

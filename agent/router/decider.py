@@ -17,17 +17,18 @@ LONGEST_DEFERRAL_S = 31 * 24 * 3600.0
 class Decider:
     """The policy, kept within bounds."""
 
-    def __init__(self, loaded: LoadedPolicy, timeout_s: float) -> None:
+    def __init__(self, loaded: LoadedPolicy, limit: float | Guard) -> None:
         """Set up.
 
         Args:
             loaded: The policy.
-            timeout_s: How long a decision may take.
+            limit: How many seconds a decision may take; or the guard that sees to it, where it
+                guards others too: there is one alarm for all.
         """
         self.name = loaded.name
         self._policy = loaded.policy
         self._learner = loaded.policy if isinstance(loaded.policy, Learner) else None
-        self._guard = Guard(timeout_s)
+        self._guard = limit if isinstance(limit, Guard) else Guard(limit)
 
     def start(self) -> None:
         """Arm the guard; to be called from the thread that decides."""
@@ -78,6 +79,8 @@ class Decider:
             energy_j=attempt.energy_j,
             cost=attempt.cost,
             confidence=outcome.confidence,
+            agrees=attempt.agrees,
+            local_confidence=attempt.local_confidence,
         )
         with self._guard.watch():
             self._learner.learn(feedback)
@@ -124,6 +127,9 @@ def _fault_in_account(plan: Plan) -> str | None:
     below: Any = plan.escalate_below
     if below is not None and not isinstance(below, int | float):
         return f"gave escalate_below {below!r}, no number"
+    audit: Any = plan.audit
+    if type(audit) is not bool:
+        return f"gave audit {audit!r}, want true or false"
     propensity: Any = plan.propensity
     if not isinstance(propensity, int | float) or not 0 < propensity <= 1:
         return f"gave the propensity {propensity!r}, want above 0, to 1"

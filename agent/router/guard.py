@@ -31,6 +31,10 @@ class Guard:
         self._armed = False
         self._installed = False
 
+    def use(self, limit_s: float) -> None:
+        """Hold code to this limit from now on."""
+        self._limit_s = limit_s
+
     def install(self) -> None:
         """Take over SIGALRM, if this is the main thread."""
         if threading.current_thread() is threading.main_thread():

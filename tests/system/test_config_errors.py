@@ -29,6 +29,11 @@ BAD = {
         {"policy": {"name": "threshold", "options": {"cpu_above": 7.0}}},
         "policy.options",
     ),
+    "an unknown shadow": ({"policy": {"shadow": ["oracle"]}}, "policy.shadow"),
+    "an unknown option of a shadow": (
+        {"policy": {"shadow": ["threshold"], "shadow_options": {"threshold": {"bateri": 1}}}},
+        "policy.shadow_options.threshold.bateri",
+    ),
     "labels that are not there": (
         {"models": {"points": {"path": "x", "labels": "none.txt"}}},
         "models.points.labels",

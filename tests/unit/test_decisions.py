@@ -48,8 +48,12 @@ class Log:
             self._events.emit(event)
 
     @property
-    def outcomes(self):
-        return [entry["outcome"] for _, _, entry in self.store.entries]
+    def attempts(self):
+        return [entry["attempts"] for _, _, entry in self.store.entries]
+
+    @property
+    def ends(self):
+        return [entry["end"]["as"] for _, _, entry in self.store.entries]
 
     @property
     def routes(self):
@@ -96,11 +100,15 @@ def test_a_decision_is_kept_with_what_came_of_it(decisions, make_job):
     ((job_id, when, entry),) = decisions.store.entries
     assert (job_id, when) == ("j1", NOW + 1)
     assert entry["decision"] == decisions.published[0]
-    assert entry["outcome"] == {
+    assert entry["end"] == {"as": "answered", "total_s": 0.0}
+    (attempt,) = entry["attempts"]
+    assert attempt == {
+        "route": "local",
         "latency_s": 0.4,
         "queue_s": 0.1,
         "run_s": 0.25,
         "error": None,
+        "message": None,
         "energy_j": 0.5,
         "energy_measured": False,
         "cost": 0.0,
@@ -117,22 +125,27 @@ def test_each_decision_of_a_job_is_published_and_kept_once(decisions, make_job):
     decisions.emit(decided(job), attempted(job), answered(job))
     assert [said["route"] for said in decisions.published] == ["cloud", "local"]
     assert decisions.routes == ["cloud", "local"]
-    assert [outcome["error"] for outcome in decisions.outcomes] == ["endpoint_error", None]
+    assert [[one["error"] for one in made] for made in decisions.attempts] == [
+        ["endpoint_error"],
+        [None],
+    ]
+    assert decisions.ends == ["decided_again", "answered"]
 
 
 def test_decisions_of_several_jobs_keep_apart(decisions, make_job):
     one, other = make_job("one"), make_job("other")
     decisions.emit(decided(one), decided(other, Plan("cloud:lab")))
     decisions.emit(attempted(other, confidence=0.5), attempted(one, confidence=0.75))
+    decisions.emit(answered(other), answered(one))
     assert [job_id for job_id, _, _ in decisions.store.entries] == ["other", "one"]
-    assert [outcome["confidence"] for outcome in decisions.outcomes] == [0.5, 0.75]
+    assert [made[0]["confidence"] for made in decisions.attempts] == [0.5, 0.75]
     assert decisions.routes == ["cloud", "local"]
 
 
 def test_a_decision_that_rejects_a_job_is_kept_without_an_attempt(decisions, make_job):
     job = make_job()
     decisions.emit(decided(job, Plan(None, Why.REJECTED)), answered(job))
-    assert decisions.outcomes == [None]
+    assert decisions.attempts == [[]]
     assert decisions.routes == [None]
 
 
@@ -141,20 +154,45 @@ def test_a_decision_that_defers_a_job_is_kept_without_an_attempt(decisions, make
     plan = Plan(None, Why.BATTERY_LOW, defer_s=60.0)
     decisions.emit(decided(job, plan), Deferred(job, "policy 'mine': battery_low"))
     ((_, _, entry),) = decisions.store.entries
-    assert (entry["decision"]["defer_s"], entry["outcome"]) == (60.0, None)
+    assert (entry["decision"]["defer_s"], entry["attempts"]) == (60.0, [])
+    assert entry["end"] == {"as": "deferred", "message": "policy 'mine': battery_low"}
 
 
 def test_a_decision_whose_attempt_was_cut_off_is_kept(decisions, make_job):
     job = make_job()
     decisions.emit(decided(job), answered(job))
-    assert decisions.outcomes == [None]
+    assert decisions.attempts == [[]]
 
 
 def test_a_decision_whose_run_was_called_off_is_kept_before_the_next(decisions, make_job):
     job = make_job()
     decisions.emit(decided(job, Plan("cloud:lab")), decided(job), attempted(job), answered(job))
     assert decisions.routes == ["cloud", "local"]
-    assert [outcome is None for outcome in decisions.outcomes] == [True, False]
+    assert [len(made) for made in decisions.attempts] == [0, 1]
+
+
+def test_a_decision_that_was_hedged_is_kept_once_with_both_attempts(decisions, make_job):
+    job = make_job()
+    plan = Plan("cloud:lab", hedge="local", hedge_after_s=0.25, escalate_below=0.5)
+    called_off = JobError(ErrorCode.CANCELLED, "another route was quicker")
+    decisions.emit(decided(job, plan), attempted(job, plan, error=called_off))
+    decisions.emit(attempted(job, Plan("local", Why.HEDGED)), answered(job))
+    (said,) = decisions.published
+    assert (said["hedge"], said["hedge_after_s"], said["escalate_below"]) == ("local", 0.25, 0.5)
+    (made,) = decisions.attempts
+    assert [(one["route"], one["error"]) for one in made] == [
+        ("cloud:lab", "cancelled"),
+        ("local", None),
+    ]
+
+
+def test_a_decision_whose_job_failed_is_kept_with_the_answers_error(decisions, make_job):
+    job = make_job()
+    late = JobError(ErrorCode.DEADLINE_EXCEEDED, "no answer by the deadline")
+    decisions.emit(decided(job), Answered(job, Answer(job.id, job.model, error=late)))
+    ((_, _, entry),) = decisions.store.entries
+    assert entry["end"]["error"] == "deadline_exceeded"
+    assert entry["end"]["message"] == "no answer by the deadline"
 
 
 def test_an_answer_without_a_decision_keeps_nothing(decisions, make_job):
@@ -169,9 +207,10 @@ async def test_what_the_router_decides_is_logged_to_the_last_attempt(build_route
         log.store, lambda body: log.published.append(json.loads(body)), wall=log.wall
     ).observe(built.observed)
     built.local.fails("model_error")
-    await built.run(make_job())
+    job = make_job()
+    built.observed.emit(Answered(job, await built.run(job)))
     assert [said["route"] for said in log.published] == ["local", "cloud"]
-    assert [outcome["error"] for outcome in log.outcomes] == ["model_error", None]
+    assert [made[0]["error"] for made in log.attempts] == ["model_error", None]
 
 
 async def test_a_decision_whose_run_was_put_back_on_disk_is_logged(serve, make_job, until):
@@ -193,4 +232,4 @@ async def test_a_decision_whose_run_was_put_back_on_disk_is_logged(serve, make_j
     served.lifecycle.resume()
     await served.answer("j1")
     assert len(served.events.of(Decided)) == len(log.published) == 2
-    assert [outcome is None for outcome in log.outcomes] == [True, False]
+    assert [len(made) for made in log.attempts] == [0, 1]

@@ -50,4 +50,35 @@ async def test_what_was_kept_before_stays_when_the_new_does_not_fit(learned, tmp
     (tmp_path / "estimates.new").mkdir()
     learned.keep("estimates", lambda: {"a": 2})
     await learned.save()
-    assert learned.read("estimates") == {"a": 1}
+    assert Learned(tmp_path).read("estimates") == {"a": 1}
+
+
+@pytest.mark.parametrize("dump", [lambda: 1 / 0, lambda: {"a": object()}])
+async def test_what_can_not_be_kept_costs_a_log_line_and_the_others_nothing(
+    learned, tmp_path, logged, dump
+):
+    learned.keep("odd", dump)
+    learned.keep("estimates", lambda: {"a": 1})
+    await learned.save()
+    assert [(entry["event"], entry["name"]) for entry in logged] == [("learned_not_saved", "odd")]
+    assert [file.name for file in tmp_path.iterdir()] == ["estimates.json"]
+
+
+async def test_what_is_released_is_saved_once_more_and_then_left(learned, tmp_path):
+    known = {"a": 1}
+    learned.keep("mine", lambda: known)
+    await learned.release("mine")
+    known["a"] = 2
+    await learned.save()
+    assert Learned(tmp_path).read("mine") == {"a": 1}
+
+
+async def test_what_was_released_while_the_disk_failed_is_saved_later(learned, tmp_path, logged):
+    (tmp_path / "mine.new").mkdir()
+    learned.keep("mine", lambda: {"a": 1})
+    await learned.release("mine")
+    assert Learned(tmp_path).read("mine") is None
+    assert learned.read("mine") == {"a": 1}
+    (tmp_path / "mine.new").rmdir()
+    await learned.save()
+    assert Learned(tmp_path).read("mine") == {"a": 1}

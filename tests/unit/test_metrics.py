@@ -19,6 +19,9 @@ from agent.events import (
     PolicyFailed,
     Probed,
     Received,
+    ShadowChoice,
+    Shadowed,
+    ShadowFailed,
 )
 from agent.job import Account, Answer, ErrorCode, JobError, Outcome
 from agent.metrics import Metrics
@@ -190,6 +193,27 @@ def test_the_contracts_names_are_on_the_page(counted, answered, attempted, make_
     assert not any(name.endswith("_created") for name in counted.series())
     text = openmetrics(counted.metrics.registry).decode()
     assert len(list(openmetrics_families(text))) > len(EVENTS_COUNTED)
+
+
+def test_shadows_are_counted_by_what_they_chose_and_whether_that_was_done(counted, make_job):
+    decided = Decided(make_job(), "mine", situation(), Plan("local"), 1e-5)
+    choices = (
+        ShadowChoice("same", Plan("local"), 0.25),
+        ShadowChoice("other", Plan("cloud:lab"), 0.5),
+        ShadowChoice("rejects", Plan(None, Why.REJECTED), None),
+    )
+    event = Shadowed(decided, 0.25, choices)
+    counted.emit(event, event, ShadowFailed("bad", "raised"))
+    for policy, route in (("same", "local"), ("other", "cloud"), ("rejects", "none")):
+        labels = {"policy": policy, "route": route}
+        assert counted.value("edgewise_shadow_decisions_total", **labels) == 2
+        agrees = {"policy": policy, "agrees": "true" if policy == "same" else "false"}
+        assert counted.value("edgewise_shadow_agreement_total", **agrees) == 2
+    cost = "edgewise_shadow_expected_cost_total"
+    assert counted.value(cost, policy="other", choice="shadow") == 1.0
+    assert counted.value(cost, policy="other", choice="real") == 0.5
+    assert counted.value(cost, policy="rejects", choice="real") is None
+    assert counted.value("edgewise_shadow_failures_total", policy="bad") == 1
 
 
 def test_a_gauge_without_a_reading_exports_no_series(counted):

@@ -182,3 +182,44 @@ def test_options_that_do_not_fit_are_refused_by_name(file, options, key, says):
 def test_options_for_a_policy_that_takes_none_are_refused(file):
     error = refusal(path=f"{file}:Bare", options={"a": 1})
     assert (error.key, "takes no options" in error.reason) == ("policy.options", True)
+
+
+# Shadows
+
+
+def shadow_refusal(**settings):
+    with pytest.raises(ConfigError) as caught:
+        plugins.load_shadows(Policy(**settings))
+    return caught.value
+
+
+def test_shadows_are_loaded_by_name_with_options_of_their_own():
+    options = {"threshold": {"cpu_above": 0.5}}
+    loaded = plugins.load_shadows(
+        Policy(shadow=("local", "threshold"), options={"x": 1}, shadow_options=options)
+    )
+    assert [each.name for each in loaded] == ["local", "threshold"]
+    assert loaded[1].policy._options.cpu_above == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "why"),
+    [
+        ({"shadow": ("nonsense",)}, "policy.shadow", "no policy 'nonsense'"),
+        ({"shadow": ("local", "local")}, "policy.shadow", "twice"),
+        ({"shadow_options": {"local": {}}}, "policy.shadow_options.local", "does not name it"),
+        (
+            {"shadow": ("threshold",), "shadow_options": {"threshold": {"colour": 1}}},
+            "policy.shadow_options.threshold.colour",
+            "unknown option",
+        ),
+        (
+            {"shadow": ("local",), "shadow_options": {"local": {"colour": 1}}},
+            "policy.shadow_options.local",
+            "takes no options",
+        ),
+    ],
+)
+def test_a_shadow_that_does_not_fit_is_refused_by_its_key(settings, key, why):
+    refused = shadow_refusal(**settings)
+    assert (refused.key, why in refused.reason) == (key, True)
