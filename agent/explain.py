@@ -139,6 +139,10 @@ def _besides(entry: Entry) -> Iterator[str]:
     if decision.escalate_below is not None:
         below = decision.escalate_below
         yield f"A local answer with a confidence below {below:.3g} was to be escalated."
+    if entry.audit is not None:
+        found = {True: "agreed", False: "saw something else", None: "could not tell"}
+        who = _upper(route(entry.audit.route))
+        yield f"{who} was asked afterwards, to compare, and {found[entry.audit.agrees]}."
 
 
 def _attempted(entry: Entry, attempt: Attempt) -> str:

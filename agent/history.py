@@ -34,6 +34,7 @@ class Attempt:
     confidence: float | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    agrees: bool | None = None  # with the local answer that there was already
 
 
 class End(msgspec.Struct, frozen=True):
@@ -64,6 +65,7 @@ class Decision:
     hedge: str | None = None
     hedge_after_s: float | None = None
     escalate_below: float | None = None
+    audit: bool = False
 
     @property
     def route_name(self) -> str | None:
@@ -91,6 +93,7 @@ class Entry:
     decision: Decision
     attempts: tuple[Attempt, ...] = ()  # the one that counted is last
     end: End | None = None  # None: not known
+    audit: Attempt | None = None  # after the answer, to compare with it
     outcome: Attempt | None = None  # as it was kept before a decision could have two attempts
 
     @property
@@ -119,5 +122,5 @@ def decode(body: bytes) -> Entry:
         raise EntryError(str(error)) from None
     if entry.outcome is not None and not entry.attempts:
         made = replace(entry.outcome, route=entry.decision.route_name)
-        return Entry(entry.decision, (made,), entry.end)
+        return Entry(entry.decision, (made,), entry.end, entry.audit)
     return entry

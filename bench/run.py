@@ -1,7 +1,7 @@
 """Measure what Edgewise costs, and how well it knows what things cost.
 
-Against a bare loop, with many deferred jobs, and its estimates against what then happened. Prints
-tables and writes bench/results/{latest,backlog,estimates}.json.
+Against a bare loop, with many deferred jobs, its estimates against what then happened, and how
+accurate a cascade is. Prints tables and writes what it found to bench/results, latest.json first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import backlog
+import cascade
 import compare
 import estimates
 import machine
@@ -24,7 +25,7 @@ from jobs import POINTS_FILE, fetch_face
 from sides import SideError
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("compare", "backlog", "estimates")
+PARTS = ("compare", "backlog", "estimates", "cascade")
 
 
 def run_compare(folder: Path, *, quick: bool) -> None:
@@ -64,6 +65,14 @@ def run_estimates(folder: Path, *, quick: bool, traces: Path | None = None) -> N
     keep("estimates", [], scale=asdict(scale), summary=summary, raw=asdict(measured))
 
 
+def run_cascade(_: Path, *, quick: bool) -> None:
+    """See how accurate a cascade is, and what it sends to the cloud."""
+    scale = cascade.QUICK if quick else cascade.FULL
+    measured = cascade.measure(scale)
+    cascade.print_table(measured)
+    keep("cascade", [], scale=asdict(scale), summary=asdict(measured))
+
+
 def keep(name: str, notes: list[str], **report: Any) -> None:
     """Write a report, and print what it notes."""
     for note in notes:
@@ -96,6 +105,7 @@ def main() -> int:
         "compare": run_compare,
         "backlog": run_backlog,
         "estimates": partial(run_estimates, traces=asked.traces),
+        "cascade": run_cascade,
     }
     try:
         for name in PARTS if asked.only is None else (asked.only,):

@@ -148,6 +148,10 @@ class Plan:
     `escalate_below` applies to a local answer: with a confidence below it the policy is asked
     again without the local route, and the local answer is kept should that fail. The job's own
     `min_confidence` is honoured besides, whatever the plan says.
+
+    With `audit`, a local answer that will do is given, and then the cloud is asked too, to see
+    whether it agrees: `Feedback.agrees` of the cloud's attempt. The router bounds how often, and
+    leaves it where the job's terms or a budget forbid it.
     """
 
     route: str | None  # a RouteView's name; None rejects the job, or defers it
@@ -159,6 +163,7 @@ class Plan:
     defer_s: float | None = None
     expected: Estimate | None = None
     propensity: float = 1.0  # probability with which this policy takes this route here
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,9 @@ class Feedback:
     energy_j: float | None = None
     cost: float | None = None
     confidence: float | None = None
+    # Of the cloud's answer where there is a local one to compare with, audited or escalated:
+    agrees: bool | None = None  # whether the best labels are the same
+    local_confidence: float | None = None  # of the local answer
 
 
 class Policy(Protocol):

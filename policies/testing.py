@@ -114,6 +114,7 @@ def check_policy(policy: Policy) -> None:
             policy.learn(Feedback(seen, plan, latency_s=0.01))
             policy.learn(Feedback(seen, plan, latency_s=1.0, error="endpoint_error"))
             policy.learn(Feedback(seen, plan, 0.02, energy_j=0.3, cost=0.001, confidence=0.6))
+            policy.learn(Feedback(seen, plan, 0.02, agrees=False, local_confidence=0.7))
     if isinstance(policy, Keeper):
         _check_keeper(policy, policy)
 
@@ -129,6 +130,7 @@ def _check_plan(plan: Plan, seen: Situation) -> None:
         assert isinstance(term, Term), f"{term!r} in the reasons is no Term in {seen}"
         for number in (term.value, term.weight):
             assert number is None or math.isfinite(number), f"{term} is not finite in {seen}"
+    assert type(plan.audit) is bool, f"audit {plan.audit!r} in {seen}"
     if plan.hedge is not None:
         assert plan.hedge in names, f"the hedge {plan.hedge} is not open in {seen}"
         assert plan.hedge != plan.route, f"hedged with the same route in {seen}"

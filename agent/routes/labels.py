@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.config import ConfigError, Model
-from agent.job import Tensor
+from agent.job import BYTES, Tensor
 from agent.wire import tensors
 
 # The outputs that labels add.
@@ -58,6 +58,15 @@ def attach(
         )
         return (*outputs, *added), float(confidence[0])
     return outputs, None
+
+
+def best(outputs: tuple[Tensor, ...]) -> bytes | None:
+    """Give the best of the labels that `attach` added; None where there are none."""
+    for output in reversed(outputs):
+        if output.name == ADDED[0] and output.datatype == BYTES and output.data:
+            length = int.from_bytes(output.data[:4], "little")
+            return output.data[4 : 4 + length]
+    return None
 
 
 def _probabilities(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

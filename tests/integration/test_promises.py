@@ -41,6 +41,9 @@ class Router:
     def is_open(self, job):
         return self._world.route_open
 
+    async def end_audits(self):
+        pass
+
     def stop(self, job_id, error):
         self._stopped[job_id] = error
         if job_id in self._tasks:

@@ -173,3 +173,13 @@ def test_the_tables_show_each_candidate_and_each_term():
     assert rows[0] == ("* local", "10 ms", "20 ms", "0.5", "-", "-", "")
     assert rows[1] == ("  cloud:lab", "100 ms", "200 ms", "-", "0.002", "5.0%", "")
     assert explain.terms(seen) == [("battery", "0.2", "0.3", "0.06"), ("rtt", "-", "-", "-")]
+
+
+@pytest.mark.parametrize(
+    ("agrees", "words"), [(True, "agreed"), (False, "saw something else"), (None, "could not tell")]
+)
+def test_an_audit_is_told(agrees, words):
+    body = msgspec.to_builtins(entry())
+    body["audit"] = {"route": "cloud:lab", "agrees": agrees}
+    said = " ".join(explain.tell(decode(msgspec.json.encode(body))))
+    assert f"was asked afterwards, to compare, and {words}." in said

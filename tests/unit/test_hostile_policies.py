@@ -81,6 +81,7 @@ BAD = [
     Plan("local", why="because"),
     Plan("local", why=None),
     Plan("local", escalate_below="much"),
+    Plan("local", audit="yes"),
     Plan("local", propensity=0.0),
     Plan("local", propensity=math.nan),
     Plan("local", propensity="1"),
