@@ -4,15 +4,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-policies chaos clean
+.PHONY: help demo test lint format bench bench-policies chaos truth clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
-	@echo "make bench   compare with a bare loop; deferred jobs; how good estimates are (needs mosquitto)"
+	@echo "make bench   compare with a bare loop; deferred jobs; estimates; cascades (needs mosquitto)"
 	@echo "make bench-policies  all policies and baselines on simulated networks, against the oracle"
+	@echo "make truth   hold the simulator against the real daemon (needs mosquitto, a quiet machine)"
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
 	@echo "make clean   remove the virtual environment and caches"
 
@@ -48,6 +49,9 @@ bench: .venv/.bench
 
 bench-policies: .venv/.bench
 	@$(BIN)/python bench/bench_policies.py $(ARGS)
+
+truth: .venv/.test
+	@$(BIN)/pytest -m truth $(ARGS)
 
 chaos: .venv/.test
 	@$(BIN)/python chaos/run.py $(ARGS)

@@ -69,8 +69,11 @@ class Network:
         finally:
             del self._under_way[exchange]
 
-    def foresee(self, exchange: Exchange, now_s: float) -> Foreseen:
-        """Tell what would come of an exchange, on copies of all that is under way."""
+    def foresee(self, exchange: Exchange, now_s: float, after_s: float = 0.0) -> Foreseen:
+        """Tell what would come of an exchange, on copies of all that is under way.
+
+        It begins `after_s` later than now.
+        """
         uplink = copy.copy(self._up.link)
         due = []
         for other in self._under_way:
@@ -82,8 +85,8 @@ class Network:
                     due.append((arrives_s + other.serve(arrives_s), other.down.size))
             elif other.ready_s > now_s:
                 due.append((other.ready_s, other.down.size))
-        begins_s = max(now_s, uplink.idle_at_s)
-        arrives_s = uplink.send(now_s, exchange.up.size)
+        begins_s = max(now_s + after_s, uplink.idle_at_s)
+        arrives_s = uplink.send(now_s + after_s, exchange.up.size)
         send_s = _air_s(uplink, exchange.up.size, begins_s)
         if arrives_s == math.inf:
             return Foreseen(math.inf, send_s, 0.0)

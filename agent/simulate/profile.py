@@ -89,6 +89,9 @@ class CloudEndpoint(_Section, frozen=True):
     probe_interval_s: Positive = 10.0
     speed: Positive = 1.0  # divides the models' `server_s`
     distance_s: NotNegative = 0.0  # round trip beyond the network trace's
+    # Round trips before a new connection's first request: 1, with TLS 1.3 it is 2; 0: there always
+    # is a connection. Each is kept for the next request.
+    handshakes: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     slowdowns: tuple[Slowdown, ...] = ()
 
     def server_factor(self, now_s: float) -> float:
@@ -114,6 +117,7 @@ class Profile(_Section, frozen=True):
     models: dict[str, Model]
     cores: Count = 4
     workers: Count = 1
+    overhead_s: NotNegative = 0.0  # what each job takes besides: to be stored, decided, published
     battery: Battery | None = None
     mains: bool = False  # plugged in; without a battery it always is
     slowdown: Times = 2.0  # a run's time at full contention, times the undisturbed

@@ -19,6 +19,7 @@ from agent.routes.local import MIDDLING
 from agent.routes.probe import TIMEOUT_S as PROBE_TIMEOUT_S
 from agent.routes.slots import Slots
 from agent.simulate.clock import until
+from agent.simulate.connections import Connections
 from agent.simulate.device import Ledger
 from agent.simulate.luck import Luck
 from agent.simulate.network import Exchange, Network, Sending
@@ -26,6 +27,7 @@ from agent.simulate.profile import CloudEndpoint, Profile
 from policies import api
 
 PROBE_UP_BYTES, PROBE_DOWN_BYTES = 200, 200
+SYN_BYTES = 60  # a segment without payload
 IDLE = Load()
 
 
@@ -227,6 +229,7 @@ class SimulatedCloud:
         self._idle = Load(parallel=self._settings.max_in_flight)
         self._waits: Counter[tuple[int, str]] = Counter()  # by priority and model
         self._requests: dict[str, tuple[str, float, int]] = {}  # by job: model, begin, bytes
+        self._connections = Connections(clock)
 
     @property
     def waiting(self) -> int:
@@ -285,15 +288,16 @@ class SimulatedCloud:
 
     async def probe(self) -> Probed:
         """Ask the endpoint whether it is there."""
-        began = self._clock()
-        asked = Exchange(
-            Sending(PROBE_UP_BYTES), Sending(PROBE_DOWN_BYTES), lambda _: self._far.distance_s
-        )
+        began = math.inf
+        asked = self._empty(PROBE_UP_BYTES, PROBE_DOWN_BYTES)
         try:
             async with asyncio.timeout(min(PROBE_TIMEOUT_S, self._settings.timeout_s)):
+                await self._connect()
+                began = self._clock()
                 await self._network.carry(asked)
         except TimeoutError:
             return Probed(self.endpoint, reachable=False, bytes_up=PROBE_UP_BYTES)
+        self._connections.give()
         rtt_s = self._clock() - began
         self.circuit.answered_probe()
         return Probed(
@@ -308,7 +312,12 @@ class SimulatedCloud:
         """Tell what the job would really come to here, if none came after it."""
         now = self._clock()
         exchange = self._exchange(job)
-        foreseen = self._network.foresee(exchange, now)
+        connected_s = now
+        if not self._connections.has_one:
+            for _ in range(self._far.handshakes):
+                shaken = self._empty(SYN_BYTES, SYN_BYTES)
+                connected_s = self._network.foresee(shaken, now, connected_s - now).ends_s
+        foreseen = self._network.foresee(exchange, now, connected_s - now)
         limit_s = min(self._settings.timeout_s, job.deadline_at - now)
         fails = foreseen.ends_s > now + limit_s
         receive_s = 0.0 if fails else foreseen.receive_s
@@ -350,8 +359,10 @@ class SimulatedCloud:
         try:
             limit_s = min(self._settings.timeout_s, timeout_s - (running - began))
             async with asyncio.timeout(limit_s):
+                await self._connect()
                 await self._network.carry(exchange)
             answered = True
+            self._connections.give()
         except TimeoutError:
             pass
         finally:
@@ -385,6 +396,16 @@ class SimulatedCloud:
         if took_s >= min(FAIR_TIME_S, self._settings.timeout_s) * 0.99:
             self.circuit.fail(error.message)
         return error
+
+    async def _connect(self) -> None:
+        """Take a connection; one that must be made costs its handshakes."""
+        if not self._connections.take():
+            for _ in range(self._far.handshakes):
+                await self._network.carry(self._empty(SYN_BYTES, SYN_BYTES))
+
+    def _empty(self, up: int, down: int) -> Exchange:
+        """Ask for nothing that takes the server time."""
+        return Exchange(Sending(up), Sending(down), lambda _: self._far.distance_s)
 
     def _exchange(self, job: Job) -> Exchange:
         model = self._profile.models[job.model]

@@ -198,6 +198,7 @@ class _World:
                     await clock.until(job.received_at)
                     jobs.create_task(self._serve(job), name=job.id)
         finally:
+            await self._router.end_audits()
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
@@ -209,6 +210,7 @@ class _World:
 
     async def _serve(self, job: Job) -> None:
         JOB.set(job)
+        await clock.until(job.received_at + self._scenario.profile.overhead_s)
         device = self._device.device
         attempts = 0
         while True:
