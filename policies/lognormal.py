@@ -8,6 +8,8 @@ from policies.api import Estimate
 
 # One-sided 95 % quantile of the normal distribution, by which a p95 tells a spread.
 Z95 = 1.645
+# A latency this small a part of the deadline is as good as none.
+LEAST = 1e-12
 SPREAD_LEAST, SPREAD_MOST = 0.02, 3.0
 # So many standard deviations from the deadline a job is in time.
 Z_SURE = 5.0
@@ -38,7 +40,7 @@ def used_and_late(mean_s: float, spread: float, deadline_s: float) -> tuple[floa
     """
     if spread > SPREAD_MOST:
         return 1.0, 1.0
-    median = mean_s / deadline_s
+    median = max(mean_s / deadline_s, LEAST)
     z = -math.log(median) / spread
     mean = median * math.exp(spread * spread / 2)
     if z - spread > Z_SURE:

@@ -22,6 +22,8 @@ from agent.estimate.running import Mean, Size, finite
 RTT = Prior(0.05, spread=1.0, drift=0.02, jump=0.2)
 PER_BYTE = Prior(1e-6, spread=2.0, drift=0.2)
 SERVER = Prior(0.01, spread=1.5, drift=0.01, jump=0.7)
+# How much of the longest p95 is kept with each further request.
+FADES = 0.95
 # A rate is told once its logarithm is known this well.
 KNOWN_SPREAD = 1.0
 
@@ -104,7 +106,7 @@ class CloudModel:
         self.confidence = Mean()
         self.calibration = Calibration()
         self.samples = 0
-        self.p95_s = math.inf  # of the latest request that was predicted
+        self.longest_p95_s = math.inf  # of the requests that were made of late
 
     @property
     def usual_input_bytes(self) -> float | None:
@@ -168,6 +170,11 @@ class CloudModel:
         if around_s is not None:
             self._around_s.learn(max(around_s, 0.0))
         self.samples += 1
+
+    def expected(self, p95_s: float) -> None:
+        """Note the p95 of a request that was made."""
+        kept = FADES * self.longest_p95_s
+        self.longest_p95_s = max(p95_s, kept) if kept < math.inf else p95_s
 
     def learn_late(self, input_bytes: int, at_least_s: float, now_s: float) -> None:
         """Take in a request that was given up after so many seconds: it would have taken longer."""

@@ -74,16 +74,19 @@ class EnergyAccount:
         """Give what a job takes on the device, for so many seconds of processor time."""
         return self._scaled(LOCAL, cpu_s * self._power.cpu_active_watts)
 
-    def cloud(self, send_s: float, receive_s: float, request_s: float) -> Spent:
+    def cloud(
+        self, send_s: float, receive_s: float, request_s: float, *, began_s: float | None = None
+    ) -> Spent:
         """Give what a request takes, were it made now.
 
         Args:
             send_s: Air time for what is sent.
             receive_s: Air time for what is received.
             request_s: The whole request; the radio is awake until its end.
+            began_s: When it was made instead, in monotonic seconds.
         """
         power = self._power
-        now = self._clock()
+        now = self._clock() if began_s is None else began_s
         # The tail of an earlier request would have kept the radio awake for a part of this.
         busy_s = max(request_s - send_s - receive_s, 0.0)
         still_s = max(self._radio_until - now, 0.0)
@@ -113,8 +116,10 @@ class EnergyAccount:
             cpu_s: Processor time, of a local attempt.
             air_s: Seconds sending, receiving, and of the whole request, of a cloud attempt.
         """
-        spent = self.local(cpu_s) if kind == LOCAL else self.cloud(*air_s)
-        if kind == CLOUD:
+        if kind == LOCAL:
+            spent = self.local(cpu_s)
+        else:
+            spent = self.cloud(*air_s, began_s=self._clock() - air_s[2])
             self._radio_until = max(self._radio_until, self._clock() + self._power.radio_tail_s)
         scale = self._scale[kind].value or 1.0
         self._modelled[kind] += spent.joules / (scale if spent.measured else 1.0)

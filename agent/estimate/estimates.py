@@ -194,6 +194,9 @@ class Estimates:
 
     def book(self, route: str, outcome: Outcome) -> Spent:
         """Take an attempt that has just ended into the energy account; give what it took."""
+        if not outcome.run_s:
+            # It never ran.
+            return Spent(0.0, measured=False)
         if route == api.LOCAL:
             cpu_s = outcome.run_s if outcome.cpu_s is None else outcome.cpu_s
             return self._energy.book(api.LOCAL, cpu_s=cpu_s)
@@ -295,6 +298,8 @@ class Estimates:
         if outcome.error is not None and not outcome.bytes_up:
             # It never left: no turn came, or the image could not be decoded.
             return
+        if attempt.expected.latency_p95_s is not None:
+            known.expected(attempt.expected.latency_p95_s)
         answered = outcome.error is None or outcome.bytes_down > 0
         if answered:
             network.answered_at = now
@@ -361,7 +366,6 @@ class Estimates:
         if load.is_full:
             ahead_s += (load.ahead_count + 1) * median_s / load.parallel
         mean_s, p95_s, std_s = _latency(median_s, spread, known.calibration.z, ahead_s)
-        known.p95_s = p95_s
         up_s, down_s = network.air_s(up, down)
         spent = self._energy.cloud(up_s, down_s, median_s)
         settings = self._endpoints.get(endpoint)
@@ -389,8 +393,8 @@ class Estimates:
         most = 0.0
         for model, ran_s in load.running:
             known = self._cloud.get((model, endpoint))
-            if known is not None and ran_s > known.p95_s:
-                most = max(most, 1.0 - known.p95_s / ran_s)
+            if known is not None and ran_s > known.longest_p95_s:
+                most = max(most, 1.0 - known.longest_p95_s / ran_s)
         return most
 
     def _ahead_s(self, load: Load) -> float:

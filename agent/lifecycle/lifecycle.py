@@ -201,6 +201,7 @@ class Lifecycle:
         What then is not published stays on disk, for the next start.
         """
         self._stopping = True
+        await self._router.end_audits()
         for record in self._line.waiting():
             self._put_back(record)
         ends = self._clock() + grace_s
@@ -335,7 +336,12 @@ class Lifecycle:
 
     def _end(self, record: Record, error: JobError) -> None:
         """Answer an unfinished job with an error, whatever it is at."""
-        if record.n in self._tasks:
+        task = self._tasks.get(record.n)
+        if task is not None and task.done():
+            # What came of it is about to be taken in; only then it shows what there is to be ended.
+            asyncio.get_running_loop().call_soon(self._end_unfinished, record, error)
+            return
+        if task is not None:
             # Its task brings the answer. It counts no more: somebody may be waiting for its place.
             self._line.leave(record)
             self._router.stop(record.id or "", error)
@@ -343,6 +349,10 @@ class Lifecycle:
         if record.parked:
             self._store.unpark(record)
         self._settle(record, self._error(record, error))
+
+    def _end_unfinished(self, record: Record, error: JobError) -> None:
+        if record.state in UNFINISHED and record.n in self._live:
+            self._end(record, error)
 
     def _settle(self, record: Record, answer: Answer) -> None:
         self._store.move(record, Move.ANSWER)

@@ -124,9 +124,11 @@ class Budgets:
             limit = getattr(settings, name)
             if limit is None:
                 continue
-            purse = _Purse(name, limit, unit, period, takes, cloud_only, metered_only)
-            if name in before:
-                purse.spent, purse.current = before[name].spent, before[name].current
+            purse = before.get(name)
+            if purse is None:
+                purse = _Purse(name, limit, unit, period, takes, cloud_only, metered_only)
+            # What is under way has reserved of this very purse.
+            purse.limit = limit
             self._purses.append(purse)
 
     def closed(self, kind: str, expected: Spending, device: Device) -> BudgetSpentError | None:
@@ -182,16 +184,20 @@ class Budgets:
         return {purse.name: [purse.current, purse.spent] for purse in self._purses}
 
     def load(self, kept: dict[str, Any]) -> None:
-        """Take up what `dump` gave; what is malformed, or of another period, counts for nothing."""
+        """Take up what `dump` gave; what is malformed, or of no period near this, is left out."""
+        later = datetime.fromtimestamp(self._wall()).astimezone() + timedelta(days=1)
         for purse in self._purses:
             entry = kept.get(purse.name)
             if (
                 isinstance(entry, list)
                 and len(entry) == 2  # noqa: PLR2004 - as in `dump`
+                and isinstance(entry[0], str)
+                # A clock that was once wrong must not lock the purse for good.
+                and entry[0] <= later.strftime(purse.period)
                 and isinstance(entry[1], int | float)
                 and 0 <= entry[1] < math.inf
             ):
-                purse.current, purse.spent = str(entry[0]), float(entry[1])
+                purse.current, purse.spent = entry[0], float(entry[1])
         self._turn()
 
     def _turn(self) -> None:
@@ -201,8 +207,9 @@ class Budgets:
         now = datetime.fromtimestamp(self._wall()).astimezone()
         for purse in self._purses:
             current = now.strftime(purse.period)
-            if purse.current != current:
-                purse.current, purse.spent = current, 0.0
+            # A clock that is set back refills no purse: the names of periods sort as they come.
+            if purse.current < current:
+                purse.current, purse.spent, purse.told = current, 0.0, 0.0
 
 
 def _spent(reason: str) -> BudgetSpentError:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import structlog
@@ -16,6 +15,7 @@ from agent.estimate import Estimates
 from agent.events import Attempted, Decided, Events, Retrying, Started
 from agent.job import Account, Answer, Deferral, ErrorCode, Job, JobError, Outcome, Tensor
 from agent.router import constraints
+from agent.router.audit import Audits, compare
 from agent.router.budgets import Budgets, Spending
 from agent.router.decider import Decider
 from agent.router.hedging import Hedging, race
@@ -89,6 +89,9 @@ class Router:
         self._events = events
         self._clock = clock
         self._hedging = Hedging()
+        self._audits = Audits(
+            self._around, self._budgets, self._attempt_unseen, events=events, clock=clock
+        )
         self._tasks: dict[str, asyncio.Task[Answer]] = {}
         self._stopped: dict[str, JobError] = {}
 
@@ -110,6 +113,10 @@ class Router:
             self._stopped[job_id] = error
             if job_id in self._tasks:
                 self._tasks[job_id].cancel()
+
+    async def end_audits(self) -> None:
+        """Ask no endpoint about an answer that was given, from now on."""
+        await self._audits.end()
 
     def is_open(self, job: Job) -> bool:
         """Tell whether any route would take the job, as far as one can tell without its data."""
@@ -195,14 +202,15 @@ class Router:
             The attempts that ended by themselves, in that order; only the last may be good.
         """
         self._hedging.earn()
+        tried = tuple(progress.tried)
         if plan.hedge is None:
-            attempt = await self._attempt(job, situation, plan, expected, decided_at)
+            attempt = await self._attempt(job, situation, plan, expected, decided_at, tried)
             self._record(attempt, progress)
             return [attempt]
         second = replace(plan, route=plan.hedge, why=Why.HEDGED)
         ended, lost = await race(
-            lambda: self._attempt(job, situation, plan, expected, decided_at),
-            lambda: self._attempt(job, situation, second, expected, self._clock()),
+            lambda: self._attempt(job, situation, plan, expected, decided_at, tried),
+            lambda: self._attempt(job, situation, second, expected, self._clock(), tried),
             after_s=plan.hedge_after_s,
             may_begin=lambda: self._may_hedge(job, second, expected),
             is_good=self._is_good,
@@ -218,8 +226,14 @@ class Router:
         plan: Plan,
         expected: Mapping[str, Estimate],
         decided_at: float,
+        tried: Collection[str] = (),
+        *,
+        seen: bool = True,
     ) -> Attempted:
-        """Have a route run the job. One that is called off has an outcome too."""
+        """Have a route run the job. One that is called off has an outcome too.
+
+        The requester is told when it begins, if it is to be `seen`.
+        """
         assert plan.route is not None
         route = self._around.routes[plan.route]
         estimate = expected[plan.route]
@@ -233,25 +247,28 @@ class Router:
             outcome = Outcome(error=over)
             return Attempted(job, situation, plan, outcome, 0.0, estimate)
         reserved = self._budgets.reserve(route.kind, spending, device)
-        started = partial(self._events.emit, Started(job, plan.route))
+        started_at: float | None = None
+
+        def started() -> None:
+            nonlocal started_at
+            started_at = self._clock()
+            if seen:
+                self._events.emit(Started(job, plan.route or ""))
+
+        timeout_s = self._around.attempt_timeout_s(job, route, tried)
+        called_off: asyncio.CancelledError | None = None
         try:
-            outcome = await route.run(job, self._around.attempt_timeout_s(job, route), started)
-        except asyncio.CancelledError:
-            reserved.settle(spending)
-            if job.id in self._stopped or plan.hedge is None:
-                raise
-            outcome = Outcome(
-                error=JobError(ErrorCode.CANCELLED, "another route was quicker"),
-                run_s=self._clock() - began,
-                cost=route.price(job),
-            )
+            outcome = await route.run(job, timeout_s, started)
+        except asyncio.CancelledError as cancelled:
+            called_off = cancelled
+            outcome = self._called_off(job, route, began, started_at)
         except BaseException:
             reserved.settle(spending)
             raise
         spent = self._estimates.book(plan.route, outcome)
         carried = outcome.bytes_up + outcome.bytes_down
         reserved.settle(Spending(outcome.cost or 0.0, carried, spent.joules))
-        return Attempted(
+        attempt = Attempted(
             job,
             situation,
             plan,
@@ -263,6 +280,35 @@ class Router:
             outcome.cost,
             waited=waited,
         )
+        if called_off is not None and started_at is None:
+            raise called_off
+        if called_off is not None and (job.id in self._stopped or plan.hedge is None):
+            # Nobody waits for it any more; what it took counts all the same.
+            self._events.emit(attempt)
+            raise called_off
+        return attempt
+
+    def _called_off(
+        self, job: Job, route: Route, began: float, started_at: float | None
+    ) -> Outcome:
+        """Give the outcome of an attempt that is not waited for, as far as it got."""
+        now = self._clock()
+        error = JobError(ErrorCode.CANCELLED, "it was called off")
+        if started_at is None:
+            return Outcome(error=error, queue_s=now - began)
+        return Outcome(
+            error=error,
+            queue_s=started_at - began,
+            run_s=now - started_at,
+            # What of a request had left by then is not known.
+            bytes_up=job.input_bytes if route.kind == api.CLOUD else 0,
+            cost=route.price(job),
+        )
+
+    async def _attempt_unseen(
+        self, job: Job, situation: Situation, plan: Plan, expected: Mapping[str, Estimate]
+    ) -> Attempted:
+        return await self._attempt(job, situation, plan, expected, self._clock(), seen=False)
 
     def _may_hedge(self, job: Job, plan: Plan, expected: Mapping[str, Estimate]) -> bool:
         """Tell whether the second route may still be taken: nobody has asked since the decision."""
@@ -293,6 +339,8 @@ class Router:
             self._events.emit(Retrying(job, plan.route, "escalated"))
         else:
             progress.plan = plan
+            if plan.audit:
+                self._audits.begin(attempt)
             return self._answer(job, progress, outcome=outcome)
         return None
 
@@ -314,6 +362,8 @@ class Router:
         return plan, decided_at
 
     def _record(self, attempt: Attempted, progress: _Progress) -> None:
+        if progress.doubtful is not None:
+            attempt = compare(attempt, progress.doubtful[1])
         outcome = attempt.outcome
         self._hedging.observe(attempt)
         progress.attempts += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from agent.config import Model
@@ -125,13 +125,20 @@ class Surroundings:
             route.waiting,
         )
 
-    def attempt_timeout_s(self, job: Job, route: Route) -> float:
-        """Give the time for an attempt; a cloud one leaves some for the device to answer in."""
+    def attempt_timeout_s(self, job: Job, route: Route, tried: Collection[str] = ()) -> float:
+        """Give the time for an attempt; a cloud one leaves some for the device to answer in.
+
+        Args:
+            job: The job.
+            route: The route that is to be tried.
+            tried: The names of routes that have failed the job.
+        """
         left_s = max(job.deadline_at - self._clock(), 0.0)
         local = self.routes.get(api.LOCAL)
         if (
             route.kind == api.LOCAL
             or local is None
+            or local.name in tried
             or constraints.forbidden(job, local, 0.0) is not None
             or local.closed_for(job) is not None
         ):

@@ -51,11 +51,13 @@ class EndpointWatch:
         self._metered = metered
         self._clock = clock
         self._known: dict[str, _Known] = {}
+        self._world = 0  # counts changes of link and of endpoints: probes belong to one
         self._probes: dict[str, tuple[Probe, float]] = {}
         self._wake = asyncio.Event()
 
     def use(self, probes: Mapping[str, tuple[Probe, float]]) -> None:
         """Watch these endpoints from now on: how each is probed, and how often, in seconds."""
+        self._world += 1
         self._probes = dict(probes)
         self._known = {name: self._known.get(name, _Known()) for name in probes}
         self._wake.set()
@@ -73,6 +75,7 @@ class EndpointWatch:
 
     def link_changed(self) -> None:
         """The device's link or address has changed: ask anew at once."""
+        self._world += 1
         for known in self._known.values():
             known.at = None
         self._wake.set()
@@ -107,10 +110,24 @@ class EndpointWatch:
         return known.at + (min(interval_s, ASK_AGAIN_S) if known.failed else interval_s)
 
     async def _probe(self, name: str, ask: Probe) -> None:
-        found = await ask()
-        if name in self._known:
-            self._found(name, reachable=found.reachable)
-            self._events.emit(found)
+        world = self._world
+        found: Probed | None = None
+        try:
+            found = await ask()
+        except asyncio.CancelledError:
+            # A route that is closed meanwhile may cancel its own probe, and not us.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+        except Exception:
+            log.exception("probe_failed", endpoint=name)
+        if world != self._world or name not in self._known:
+            # It tells of a link or an endpoint that is no more.
+            return
+        if found is None:
+            found = Probed(name, reachable=False)
+        self._found(name, reachable=found.reachable)
+        self._events.emit(found)
 
     def _on_attempted(self, attempt: Attempted) -> None:
         kind, _, name = (attempt.plan.route or "").partition(":")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.router.decider import _fault
-from policies.api import Device, Estimate, Feedback, JobTraits, Learner, Plan, RouteView, Situation
 from policies.adaptive import Adaptive
+from policies.api import Device, Estimate, Feedback, JobTraits, Learner, Plan, RouteView, Situation
 from policies.bandit import Bandit
 from policies.logistic import Logistic
 from policies.rules import Rule, Rules

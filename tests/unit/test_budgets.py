@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agent.config import Budget
 from agent.events import Attempted
 from agent.job import Deferral, ErrorCode, Outcome, Placement
+from agent.router import audit
 from agent.router.budgets import Budgets, Spending
 from policies.api import Device, Plan, Why
 
@@ -196,6 +197,7 @@ class Random:
             hedge=pick(names),
             hedge_after_s=0.0,
             escalate_below=pick((None, 0.5, 2.0)),
+            audit=pick((False, True)),
             defer_s=pick((None, None, 5.0)),
         )
 
@@ -211,7 +213,10 @@ job_terms = st.fixed_dictionaries(
 
 
 @given(st.integers(0, 2**32), st.lists(job_terms, min_size=1, max_size=40))
-def test_no_policy_breaks_privacy_placement_or_a_budget(build_router, make_job, wall, seed, jobs):
+def test_no_policy_breaks_privacy_placement_or_a_budget(
+    build_router, make_job, wall, monkeypatch, seed, jobs
+):
+    monkeypatch.setattr(audit, "AFTER_S", 0.0)
     budgets = Budgets(Budget(cloud_cost_per_day=1.0, cloud_bytes_per_day=5000), wall=wall)
     built = build_router(Random(seed), endpoints=("lab", "far"), budgets=budgets)
     chance = random.Random(seed)
@@ -230,7 +235,11 @@ def test_no_policy_breaks_privacy_placement_or_a_budget(build_router, make_job, 
 
     async def run_all():
         made = [make_job(f"j{number}", **terms) for number, terms in enumerate(jobs)]
-        return await asyncio.gather(*(built.run(job) for job in made))
+        answers = await asyncio.gather(*(built.run(job) for job in made))
+        for _ in range(20):  # audits, too
+            await asyncio.sleep(0)
+        await built.router.end_audits()
+        return answers
 
     answers = asyncio.run(run_all())
     assert len(answers) == len(jobs)
@@ -264,3 +273,32 @@ async def test_a_job_that_may_wait_waits_for_the_next_day(build_router, make_job
     assert built.router.is_open(make_job(**only_cloud)) is False
     budgets.use(Budget())
     assert built.router.is_open(make_job(**only_cloud)) is True
+
+
+def test_a_reload_forgets_nothing_that_is_under_way(make):
+    budgets = make(cloud_cost_per_day=1.0)
+    reserved = budgets.reserve("cloud", Spending(0.9), MAINS)
+    budgets.use(Budget(cloud_cost_per_day=1.0))
+    assert budgets.closed("cloud", Spending(0.9), MAINS) is not None
+    reserved.settle(Spending(0.9))
+    assert budgets.state()["cloud_cost_per_day"]["spent"] == pytest.approx(0.9)
+
+
+def test_a_clock_that_is_set_back_refills_no_purse(make, wall):
+    budgets = make(cloud_cost_per_day=1.0)
+    assert spend(budgets, money=1.0)
+    wall.now -= 24 * HOUR_S
+    assert not spend(budgets, money=0.5)
+    wall.now += 24 * HOUR_S
+    assert not spend(budgets, money=0.5)
+
+
+def test_a_period_far_in_the_future_locks_no_purse(make, wall):
+    wall.now += 30 * 24 * HOUR_S
+    budgets = make(cloud_cost_per_day=1.0)
+    spend(budgets, money=1.0)
+    kept = budgets.dump()
+    wall.now -= 30 * 24 * HOUR_S
+    again = make(cloud_cost_per_day=1.0)
+    again.load(kept)
+    assert spend(again, money=1.0)

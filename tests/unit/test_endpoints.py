@@ -148,3 +148,46 @@ async def test_without_endpoints_it_waits_for_one(watched):
     await watched.until(lambda: watched.heard)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_probe_that_is_cut_off_or_breaks_costs_nothing_but_its_answer(watched, logged):
+    outcomes = iter((asyncio.CancelledError(), RuntimeError("odd"), None))
+
+    async def probe():
+        trouble = next(outcomes)
+        if trouble is not None:
+            raise trouble
+        return Probed("lab", True, 0.05)
+
+    watched.watch.use({"lab": (probe, INTERVAL_S)})
+    task = asyncio.create_task(watched.watch.run())
+    for count in (1, 2, 3):
+        await watched.until(lambda count=count: len(watched.heard) == count)
+        watched.clock.advance(INTERVAL_S)
+        watched.watch.link_changed()
+    assert [found.reachable for found in watched.heard] == [False, False, True]
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_probe_over_a_link_that_is_no_more_tells_nothing(watched):
+    asked, may_end = asyncio.Event(), asyncio.Event()
+    answers = iter((False, True))
+
+    async def probe():
+        reachable = next(answers)
+        asked.set()
+        if not reachable:
+            await may_end.wait()
+        return Probed("lab", reachable)
+
+    watched.watch.use({"lab": (probe, INTERVAL_S)})
+    task = asyncio.create_task(watched.watch.run())
+    await asked.wait()
+    watched.watch.link_changed()
+    may_end.set()
+    await watched.until(lambda: watched.heard)
+    assert [found.reachable for found in watched.heard] == [True]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -56,11 +56,17 @@ def test_a_request_takes_its_air_time_and_the_radios_tail(account):
 def test_requests_that_follow_each_other_pay_the_tail_once(account, clock):
     alone = account.book("cloud", air_s=(0.2, 0.1, 0.3)).joules
     clock.advance(0.5)
-    # 1.5 s of the first one's tail would have gone on anyway.
+    # The radio is awake for 2.2 s besides: 0.2 s in between, and 2 s from the second one's end on.
     second = account.book("cloud", air_s=(0.2, 0.1, 0.3)).joules
-    assert alone - second == pytest.approx(1.5 * 0.5)
+    assert alone - second == pytest.approx((2.0 - 0.2) * 0.5)
     clock.advance(10.0)
     assert account.book("cloud", air_s=(0.2, 0.1, 0.3)).joules == pytest.approx(alone)
+
+
+def test_requests_at_the_same_time_keep_the_radio_awake_once(account, clock):
+    clock.advance(1.0)
+    taken = [account.book("cloud", air_s=(0.0, 0.0, 1.0)).joules for _ in range(5)]
+    assert sum(taken) == pytest.approx((1.0 + 2.0) * 0.5)
 
 
 def test_asking_what_a_request_would_take_changes_nothing(account):

@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from agent.events import Answered, Deferred
+from agent.events import Answered, Attempted, Deferred
 from agent.job import Answer, Asker, ErrorCode, JobError, Outcome
 from agent.life import Move, State
 from agent.lifecycle import UndeliveredError
@@ -437,6 +437,23 @@ async def test_a_job_that_has_its_answer_keeps_it_though_it_is_cancelled(stage, 
     await life.at_rest()
     assert [code(answer) for answer, _ in life.served.delivered] == [None]
     assert life.row() == (State.PUBLISHED, False, 0)
+
+
+async def test_a_cancel_in_the_very_turn_of_the_answer_leaves_nothing_behind(serve, make_job):
+    served = await serve()
+    loop = asyncio.get_running_loop()
+    taken = []
+
+    def cancel_next(attempt):
+        # By then the run is over, and its answer is not yet taken in.
+        loop.call_soon(lambda: served.lifecycle.cancel("j1", taken=lambda: taken.append("j1")))
+
+    served.built.observed.subscribe(Attempted, cancel_next)
+    served.submit(make_job())
+    answer = await served.answer("j1")
+    assert code(answer) is None
+    assert served.built.router._stopped == {}
+    assert taken == ["j1"]
 
 
 async def test_a_cancel_of_an_unknown_job_is_taken_and_told_of(stage):

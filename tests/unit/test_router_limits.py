@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from agent.events import Decided
+from agent.events import Attempted, Decided
 from agent.job import Answer, Deferral, ErrorCode, JobError, Load, Placement
 from policies import api
 from policies.api import Plan, Why
-from policies.fixed import Cloud
+from policies.fixed import Cloud, PreferLocal
 
 CANCELLED = JobError(ErrorCode.CANCELLED, "job 'j1' was cancelled")
 LEFT_ALONE = JobError(ErrorCode.ENDPOINT_ERROR, "endpoint 'lab' is left alone")
@@ -57,6 +57,25 @@ async def test_a_cloud_attempt_leaves_time_for_the_local_route(build_router, mak
     await built.run(make_job(placement=Placement.ONLY_CLOUD))
     assert built.cloud.timeouts == pytest.approx([0.5, 1.0 - 2 * p95_s - 0.02, 1.0])
     assert built.cloud.timeouts[1] > 0.7
+
+
+async def test_no_time_is_left_for_a_local_route_that_has_failed(build_router, make_job):
+    built = build_router(PreferLocal())
+    built.local.fails("model_error")
+    await built.run(make_job())
+    assert built.cloud.timeouts == pytest.approx([1.0])
+
+
+async def test_what_a_stopped_attempt_took_is_accounted_for(build_router, make_job):
+    built = build_router(Cloud())
+    built.cloud.costs = 0.5
+    built.cloud.does = hang
+    task = asyncio.create_task(built.run(make_job()))
+    await built.cloud.began.wait()
+    built.stop("j1", CANCELLED)
+    assert (await task).error is CANCELLED
+    (attempt,) = built.events.of(Attempted)
+    assert (attempt.cost, attempt.outcome.error.code) == (0.5, ErrorCode.CANCELLED)
 
 
 async def test_a_running_job_can_be_stopped_with_the_error_to_answer(build_router, make_job):
