@@ -16,7 +16,7 @@ from policies.api import (
     Why,
 )
 from policies.cost import Weights, scarcity
-from policies.lognormal import SPREAD_MOST, above, spread_of, used_and_late
+from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, amount, spread_of, used_and_late
 from policies.radio import TailShare
 
 # An attempt that fails has used up this share of its deadline, until failures have told.
@@ -41,6 +41,8 @@ PAUSE_LAST_S = 30.0
 HOPELESS = 0.2
 HOPELESS_IGNORANCE = 1.0
 SURE_SAMPLES = 5
+# A shorter deadline counts as this one.
+DEADLINE_LEAST_S = 1e-3
 # A hedge is worth its while from this much of a deadline on.
 HEDGE_GAIN = 0.01
 # The second route gets this many times its p95.
@@ -112,7 +114,7 @@ class Adaptive:
     def decide(self, situation: Situation) -> Plan:
         """Compare what each open route is expected to come to."""
         routes = situation.open_routes
-        deadline_s = max(situation.job.deadline_s, 1e-3)
+        deadline_s = _deadline_s(situation)
         joule = self._options.joule * scarcity(situation.device)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
         self._note_radio(plain, situation.time_s)
@@ -157,7 +159,7 @@ class Adaptive:
             return
         known = self._known_of(view.name)
         if outcome.error is not None:
-            if math.isfinite(outcome.latency_s):
+            if 0 <= outcome.latency_s < AMOUNT_MOST:
                 known.failures += 1
                 weight = max(FAILED_WEIGHT, 1 / known.failures)
                 known.failed_s += weight * (outcome.latency_s - known.failed_s)
@@ -194,13 +196,13 @@ class Adaptive:
         options = self._options
         estimate = route.estimate
         spread = spread_of(estimate)
-        mean_s = estimate.latency_mean_s or 0.0
+        mean_s = amount(estimate.latency_mean_s)
         shared_j = self._tail.shared_j(estimate)
-        energy = joule * ((estimate.energy_j or 0.0) - shared_j)
-        money = options.money * (estimate.cost or 0.0)
+        energy = joule * (amount(estimate.energy_j) - shared_j)
+        money = options.money * amount(estimate.cost)
         used, late = used_and_late(mean_s, spread, deadline_s)
         cost = options.latency * used + options.miss * late + energy + money
-        awake = cost - joule * ((estimate.tail_j or 0.0) - shared_j)
+        awake = cost - joule * (amount(estimate.tail_j) - shared_j)
         return Expected(route, mean_s, spread, cost, late, used, energy, money, awake)
 
     def _note_radio(self, plain: list[Expected], time_s: float) -> None:
@@ -228,7 +230,8 @@ class Adaptive:
 
     def _with_failures(self, each: Expected, ranked: list[Expected], deadline_s: float) -> Expected:
         """Add what failures cost, with the next best route as a second try or as a hedge."""
-        fails = each.route.estimate.failure_probability or 0.0
+        # In this order, what is no number is 0.
+        fails = min(max(0.0, each.route.estimate.failure_probability or 0.0), 1.0)
         other = next((one for one in ranked if one.route is not each.route), None)
         known = self._known.get(each.route.name)
         gone_s = FAILS_AFTER * deadline_s
@@ -274,10 +277,15 @@ class Adaptive:
         then.
         """
         p95_s, needs_s = each.route.estimate.latency_p95_s, other.route.estimate.latency_p95_s
-        if p95_s is None or needs_s is None or each.spread > SPREAD_MOST:
+        if (
+            p95_s is None
+            or each.spread > SPREAD_MOST
+            or other.spread > SPREAD_MOST
+            or needs_s is None
+        ):
             return None
         after_s = min(p95_s, deadline_s - HEDGE_ROOM * needs_s)
-        if after_s < each.mean_s:
+        if not each.mean_s <= after_s < deadline_s:
             return None
         options = self._options
         _, late = used_and_late(other.mean_s, other.spread, deadline_s - after_s)
@@ -307,9 +315,9 @@ class Adaptive:
         """
         needs_s = best.route.estimate.latency_p95_s
         share = self._options.explore
-        if not share or needs_s is None:
+        if not share or needs_s is None or not 0 <= needs_s < AMOUNT_MOST:
             return None
-        deadline_s = max(situation.job.deadline_s, 1e-3)
+        deadline_s = _deadline_s(situation)
         # Where the best would be late itself, there is nothing left to be risked.
         is_lost = best.cost > self._options.miss
         after_s = deadline_s if is_lost else deadline_s - HEDGE_ROOM * needs_s
@@ -366,6 +374,11 @@ class _Curious(NamedTuple):
     hedge: str | None
     after_s: float
     share: float  # with this probability
+
+
+def _deadline_s(situation: Situation) -> float:
+    # In this order, what is no number is the least.
+    return min(max(DEADLINE_LEAST_S, situation.job.deadline_s), AMOUNT_MOST)
 
 
 def _by_cost(each: Expected) -> float:

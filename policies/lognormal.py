@@ -11,8 +11,15 @@ Z95 = 1.645
 # A latency this small a part of the deadline is as good as none.
 LEAST = 1e-12
 SPREAD_LEAST, SPREAD_MOST = 0.02, 3.0
+# What is beyond this, in whatever unit, makes no sense.
+AMOUNT_MOST = 1e9
 # So many standard deviations from the deadline a job is in time.
 Z_SURE = 5.0
+
+
+def amount(value: float | None) -> float:
+    """Give an estimated amount, 0 where it is not known or makes no sense."""
+    return value if value is not None and 0.0 < value < AMOUNT_MOST else 0.0
 
 
 def spread_of(estimate: Estimate) -> float:
@@ -21,7 +28,7 @@ def spread_of(estimate: Estimate) -> float:
     Infinity where they are not known, or make no sense.
     """
     mean_s, p95_s = estimate.latency_mean_s, estimate.latency_p95_s
-    if mean_s is None or p95_s is None or not 0 < mean_s <= p95_s < math.inf:
+    if mean_s is None or p95_s is None or not 0 < mean_s <= p95_s < AMOUNT_MOST:
         return math.inf
     return min(max(math.log(p95_s / mean_s) / Z95, SPREAD_LEAST), SPREAD_MOST)
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 
 from policies.api import Estimate
+from policies.lognormal import amount
 
 # Each gap's weight in the mean.
 GAP_WEIGHT = 0.2
 # A longer gap counts as this many tails.
 GAP_MOST = 10.0
+# A shorter tail is none.
+TAIL_LEAST_S = 1e-3
 
 
 class TailShare:
@@ -39,8 +42,8 @@ class TailShare:
 
     def shared_j(self, estimate: Estimate) -> float:
         """Give what of a request's tail those that follow will pay for, in joules."""
-        tail_j, tail_s = estimate.tail_j, estimate.tail_s
-        if not tail_j or not tail_s:
+        tail_j, tail_s = amount(estimate.tail_j), amount(estimate.tail_s)
+        if not tail_j or tail_s < TAIL_LEAST_S:
             return 0.0
         self._tail_s = tail_s
         # Of a radio that is awake already, a request adds less than a whole tail.

@@ -110,3 +110,21 @@ def test_what_was_learned_of_anything_can_be_kept(name, seen, latency_s):
         policy.learn(Feedback(each, Plan(route), 0.0 if latency_s is None else latency_s))
     other.load(policy.dump())
     assert other.dump() == policy.dump()
+
+
+@pytest.mark.parametrize(
+    ("needs_s", "deadline_s"),
+    [(5e-324, 1.0), (math.nan, 1.0), (1e308, 1.0), (0.1, math.nan), (0.1, math.inf), (0.1, -1.0)],
+)
+def test_the_adaptive_policy_hedges_only_where_there_is_time(needs_s, deadline_s):
+    def route(name: str, p95_s: float, mean_s: float) -> RouteView:
+        estimate = Estimate(mean_s, p95_s, failure_probability=0.5)
+        return RouteView(name, name.partition(":")[0], estimate)
+
+    seen = Situation(
+        JobTraits(model="digits", input_bytes=1, deadline_s=deadline_s),
+        routes=(route("local", 2.0, 0.3), route("cloud:lab", needs_s, needs_s)),
+    )
+    for seed in range(20):
+        plan = Adaptive(Adaptive.Options(explore=0.5, seed=seed)).decide(seen)
+        assert _fault(plan, ["local", "cloud:lab"], may_defer=False) is None
