@@ -123,6 +123,7 @@ def test_the_adaptive_policy_hedges_only_where_there_is_time(needs_s, deadline_s
 
     seen = Situation(
         JobTraits(model="digits", input_bytes=1, deadline_s=deadline_s),
+        Device(),
         routes=(route("local", 2.0, 0.3), route("cloud:lab", needs_s, needs_s)),
     )
     for seed in range(20):
