@@ -16,7 +16,8 @@ from policies.api import (
     Why,
 )
 from policies.cost import Weights, scarcity
-from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, amount, spread_of, used_and_late
+from policies.features import amount
+from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, spread_of, used_and_late
 from policies.radio import TailShare
 
 # An attempt that fails has used up this share of its deadline, until failures have told.
@@ -114,7 +115,8 @@ class Adaptive:
     def decide(self, situation: Situation) -> Plan:
         """Compare what each open route is expected to come to."""
         routes = situation.open_routes
-        deadline_s = _deadline_s(situation)
+        # In this order, what is no number is the least.
+        deadline_s = min(max(DEADLINE_LEAST_S, situation.job.deadline_s), AMOUNT_MOST)
         joule = self._options.joule * scarcity(situation.device)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
         self._note_radio(plain, situation.time_s)
@@ -123,7 +125,7 @@ class Adaptive:
         if len(routes) == 1:
             why = Why.ONLY_ROUTE if len(situation.routes) == 1 else Why.FALLBACK
         hedge, after_s = best.hedge, best.after_s
-        curious = self._curiosity(plain, best, situation)
+        curious = self._curiosity(plain, best, situation.time_s, deadline_s)
         explored = False
         if curious is not None:
             explored = self._chance.random() < curious.share
@@ -153,8 +155,7 @@ class Adaptive:
 
     def learn(self, outcome: Feedback) -> None:
         """Learn how long failures take to show, and how far off predictions usually are."""
-        route = outcome.plan.route
-        view = next((each for each in outcome.situation.routes if each.name == route), None)
+        view = outcome.situation.route(outcome.plan.route)
         if view is None:
             return
         known = self._known_of(view.name)
@@ -196,13 +197,13 @@ class Adaptive:
         options = self._options
         estimate = route.estimate
         spread = spread_of(estimate)
-        mean_s = amount(estimate.latency_mean_s)
+        mean_s = amount(estimate.latency_mean_s, AMOUNT_MOST)
         shared_j = self._tail.shared_j(estimate)
-        energy = joule * (amount(estimate.energy_j) - shared_j)
-        money = options.money * amount(estimate.cost)
+        energy = joule * (amount(estimate.energy_j, AMOUNT_MOST) - shared_j)
+        money = options.money * amount(estimate.cost, AMOUNT_MOST)
         used, late = used_and_late(mean_s, spread, deadline_s)
         cost = options.latency * used + options.miss * late + energy + money
-        awake = cost - joule * (amount(estimate.tail_j) - shared_j)
+        awake = cost - joule * (amount(estimate.tail_j, AMOUNT_MOST) - shared_j)
         return Expected(route, mean_s, spread, cost, late, used, energy, money, awake)
 
     def _note_radio(self, plain: list[Expected], time_s: float) -> None:
@@ -306,7 +307,7 @@ class Adaptive:
         return known and best.cost > self._options.miss + HOPELESS
 
     def _curiosity(
-        self, plain: list[Expected], best: Expected, situation: Situation
+        self, plain: list[Expected], best: Expected, now_s: float, deadline_s: float
     ) -> _Curious | None:
         """Find a route that might be better than the best, if trying it risks nothing.
 
@@ -317,7 +318,6 @@ class Adaptive:
         share = self._options.explore
         if not share or needs_s is None or not 0 <= needs_s < AMOUNT_MOST:
             return None
-        deadline_s = _deadline_s(situation)
         # Where the best would be late itself, there is nothing left to be risked.
         is_lost = best.cost > self._options.miss
         after_s = deadline_s if is_lost else deadline_s - HEDGE_ROOM * needs_s
@@ -326,7 +326,7 @@ class Adaptive:
         for each in plain:
             name = each.route.name
             known = self._known.get(name)
-            if each.route is best.route or (known and situation.time_s < known.next_at_s):
+            if each.route is best.route or (known and now_s < known.next_at_s):
                 continue
             ignorance = self._ignorance(each)
             if ignorance < IGNORANCE_LEAST:
@@ -374,11 +374,6 @@ class _Curious(NamedTuple):
     hedge: str | None
     after_s: float
     share: float  # with this probability
-
-
-def _deadline_s(situation: Situation) -> float:
-    # In this order, what is no number is the least.
-    return min(max(DEADLINE_LEAST_S, situation.job.deadline_s), AMOUNT_MOST)
 
 
 def _by_cost(each: Expected) -> float:

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 LOCAL = "local"
 CLOUD = "cloud"
+# The error of an attempt that was called off: it says nothing of the route.
+WITHDRAWN = "cancelled"
 
 
 class Why(enum.StrEnum):
@@ -124,6 +126,10 @@ class Situation:
     def open_routes(self) -> tuple[RouteView, ...]:
         """The routes this job may take, in the order of the configuration."""
         return tuple(route for route in self.routes if route.closed is None)
+
+    def route(self, name: str | None) -> RouteView | None:
+        """Give the route of this name, open or closed; None where there is none."""
+        return next((route for route in self.routes if route.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)

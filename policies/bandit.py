@@ -6,22 +6,25 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from policies.api import LOCAL, Device, Estimate, Feedback, Plan, RouteView, Situation, Term, Why
+from policies.api import LOCAL, WITHDRAWN, Device, Feedback, Plan, RouteView, Situation, Term, Why
 from policies.cost import Weights, cost, scarcity
-from policies.expectation import amount, cost_in_time, latency, miss_logit, sigmoid
-from policies.features import log_ratio, log_scale, share
+from policies.expectation import expected_cost, latency
+from policies.features import (
+    MIDDLE_BYTES,
+    MIDDLE_RTT_S,
+    amount,
+    cpu_busy,
+    log_ratio,
+    log_scale,
+)
 from policies.ridge import FadingRidge, count
 
 VERSION = 1
 # The context of a route, each within -1 to 1; a reading that is not known counts 0.
 CONTEXT = ("bias", "p95_to_deadline", "strain", "input_bytes")
 SIZE = len(CONTEXT)
-MIDDLE_BYTES = 100_000.0
-MIDDLE_RTT_S = 0.05
 # One outcome counts for no more than this, in deadlines.
 MOST_SURPRISE = 10.0
-# Says nothing of the route: the job was withdrawn.
-WITHDRAWN = "cancelled"
 
 
 class Bandit:
@@ -92,7 +95,7 @@ class Bandit:
             mean, p95 = latency(route.estimate)
             x = _context(route, situation.device, p95 or mean, deadline_s, size)
             arm = self._arms.get(route.name, self._untried)
-            foretold = self._foretold(route.estimate, mean, p95, deadline_s, joule_scarcity)
+            foretold = expected_cost(route.estimate, deadline_s, joule_scarcity, self._weights)
             correction, width = arm.predict(x)
             score = foretold + correction - self._options.alpha * width
             scored.append((score, foretold, correction, width, route))
@@ -113,14 +116,14 @@ class Bandit:
 
     def learn(self, outcome: Feedback) -> None:
         """Take in how far what it came to was from what was foretold."""
-        seen, name = outcome.situation, outcome.plan.route
-        route = next((route for route in seen.routes if route.name == name), None)
+        seen = outcome.situation
+        route = seen.route(outcome.plan.route)
         if route is None or outcome.error == WITHDRAWN:
             return
         deadline_s = seen.job.deadline_s
         mean, p95 = latency(route.estimate)
         joule_scarcity = scarcity(seen.device)
-        foretold = self._foretold(route.estimate, mean, p95, deadline_s, joule_scarcity)
+        foretold = expected_cost(route.estimate, deadline_s, joule_scarcity, self._weights)
         surprise = self._realised(outcome, route) - foretold
         if not math.isfinite(surprise):
             return
@@ -182,19 +185,6 @@ class Bandit:
                 due.append((taken, route))
         return min(due, key=lambda each: each[0])[1] if due else None
 
-    def _foretold(
-        self,
-        estimate: Estimate,
-        mean: float | None,
-        p95: float | None,
-        deadline_s: float,
-        joule_scarcity: float,
-    ) -> float:
-        weights = self._weights
-        late = miss_logit(mean, p95, estimate.failure_probability, deadline_s)
-        in_time = cost_in_time(mean or p95, estimate, deadline_s, joule_scarcity, weights)
-        return in_time + weights.miss * sigmoid(late)
-
     def _realised(self, outcome: Feedback, route: RouteView) -> float:
         seen, estimate = outcome.situation, route.estimate
         deadline_s = seen.job.deadline_s
@@ -225,11 +215,7 @@ def _context(
         deadline_s: Seconds left.
         size: The input's size, to scale.
     """
-    if route.kind == LOCAL:
-        busy = device.cpu_contention_ratio
-        strain = share(device.cpu_utilization_ratio if busy is None else busy)
-    else:
-        strain = log_scale(route.rtt_s, MIDDLE_RTT_S)
+    strain = cpu_busy(device) if route.kind == LOCAL else log_scale(route.rtt_s, MIDDLE_RTT_S)
     return 1.0, log_ratio(late, deadline_s), strain, size
 
 

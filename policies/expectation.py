@@ -9,9 +9,9 @@ import math
 
 from policies.api import Estimate
 from policies.cost import DEFAULT, Weights, cost
+from policies.features import amount
+from policies.lognormal import Z95
 
-# The 95th percentile of a normal distribution lies so many standard deviations above its mean.
-Z95 = 1.645
 # The logistic function of this times z is close to the normal distribution's (Camilli 1994).
 PROBIT_TO_LOGIT = 1.702
 # Spread of the logarithm of a latency: where it is not known, and the least that is believed.
@@ -115,8 +115,3 @@ def expected_cost(
     missed = sigmoid(miss_logit(mean, p95, estimate.failure_probability, deadline_s))
     in_time = cost_in_time(mean or p95, estimate, deadline_s, joule_scarcity, weights)
     return in_time + weights.miss * missed
-
-
-def amount(value: float | None) -> float:
-    """Give an amount that is known and finite, else 0."""
-    return value if value is not None and 0 < value < math.inf else 0.0

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
+from policies.api import Device
+
 # A ratio of this counts as 1 on a log scale.
 MOST_RATIO = 20.0
 LEAST_RATIO = 1 / MOST_RATIO
 LOG_RATIO_SCALE = math.log(MOST_RATIO)
 # A log scale counts a factor of 1000 as 1.
 LOG_SCALE = math.log(1000.0)
+# The middles of log scales.
+MIDDLE_BYTES = 100_000.0
+MIDDLE_RTT_S = 0.05
 
 
 def share(value: float | None) -> float:
@@ -17,6 +22,17 @@ def share(value: float | None) -> float:
     if value is None or not value > 0:
         return 0.0
     return value if value < 1 else 1.0
+
+
+def amount(value: float | None, below: float = math.inf) -> float:
+    """Give an amount that is known, above 0 and below a bound; else 0."""
+    return value if value is not None and 0.0 < value < below else 0.0
+
+
+def cpu_busy(device: Device) -> float:
+    """Give what others take of the CPU, or where that is not known, all that is taken; 0 to 1."""
+    busy = device.cpu_contention_ratio
+    return share(device.cpu_utilization_ratio if busy is None else busy)
 
 
 def log_ratio(value: float | None, limit: float) -> float:

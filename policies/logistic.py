@@ -8,10 +8,28 @@ from dataclasses import dataclass, field
 from operator import mul
 from typing import Any
 
-from policies.api import Estimate, Feedback, JobTraits, Plan, RouteView, Situation, Term, Why
+from policies.api import (
+    WITHDRAWN,
+    Estimate,
+    Feedback,
+    JobTraits,
+    Plan,
+    RouteView,
+    Situation,
+    Term,
+    Why,
+)
 from policies.cost import Weights, scarcity
 from policies.expectation import cost_in_time, latency, miss_logit, sigmoid
-from policies.features import log_ratio, log_scale, queue_scale, share
+from policies.features import (
+    MIDDLE_BYTES,
+    MIDDLE_RTT_S,
+    cpu_busy,
+    log_ratio,
+    log_scale,
+    queue_scale,
+    share,
+)
 
 VERSION = 1
 # What the model sees of a route, each within about -1 to 1 but `expected_miss` (a logit within
@@ -31,8 +49,6 @@ PRIOR = {
 }
 NAMES = tuple(PRIOR)
 START = tuple(PRIOR.values())
-MIDDLE_BYTES = 100_000.0
-MIDDLE_RTT_S = 0.05
 # No weight grows beyond this.
 MOST_WEIGHT = 20.0
 # What AdaGrad's sum of squared gradients starts at and never falls below, so that the first and
@@ -40,8 +56,6 @@ MOST_WEIGHT = 20.0
 LEAST_SQUARES = 0.1
 MOST_SQUARES = 1e12
 MOST_OUTCOMES = 2**53
-# Says nothing of the route: the job was withdrawn.
-WITHDRAWN = "cancelled"
 
 
 # Expected cost, route, features.
@@ -173,8 +187,8 @@ class Logistic:
 
     def learn(self, outcome: Feedback) -> None:
         """Take one step down the gradient, for the route that was taken."""
-        name, seen = outcome.plan.route, outcome.situation
-        route = next((route for route in seen.routes if route.name == name), None)
+        seen = outcome.situation
+        route = seen.route(outcome.plan.route)
         if route is None or outcome.error == WITHDRAWN:
             return
         features = _features(route, *latency(route.estimate), seen.job, _shared(seen))
@@ -236,10 +250,10 @@ def _numbers(values: Any, low: float, high: float) -> list[float]:
 def _shared(situation: Situation) -> tuple[float, ...]:
     """Give the features that all routes share: the last ones of `PRIOR`."""
     device = situation.device
-    charge, busy = device.battery_charge_ratio, device.cpu_contention_ratio
+    charge = device.battery_charge_ratio
     return (
         log_scale(situation.job.input_bytes, MIDDLE_BYTES),
-        share(device.cpu_utilization_ratio if busy is None else busy),
+        cpu_busy(device),
         share(device.thermal_pressure_ratio),
         1.0 - share(charge) if charge is not None and device.battery_discharging else 0.0,
         1.0 if device.network_up is False else 0.0,

@@ -17,11 +17,6 @@ AMOUNT_MOST = 1e9
 Z_SURE = 5.0
 
 
-def amount(value: float | None) -> float:
-    """Give an estimated amount, 0 where it is not known or makes no sense."""
-    return value if value is not None and 0.0 < value < AMOUNT_MOST else 0.0
-
-
 def spread_of(estimate: Estimate) -> float:
     """Give the standard deviation of the latency's logarithm that a mean and a p95 tell.
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 
 from policies.api import Estimate
-from policies.lognormal import amount
+from policies.features import amount
+from policies.lognormal import AMOUNT_MOST
 
 # Each gap's weight in the mean.
 GAP_WEIGHT = 0.2
@@ -42,7 +43,7 @@ class TailShare:
 
     def shared_j(self, estimate: Estimate) -> float:
         """Give what of a request's tail those that follow will pay for, in joules."""
-        tail_j, tail_s = amount(estimate.tail_j), amount(estimate.tail_s)
+        tail_j, tail_s = amount(estimate.tail_j, AMOUNT_MOST), amount(estimate.tail_s, AMOUNT_MOST)
         if not tail_j or tail_s < TAIL_LEAST_S:
             return 0.0
         self._tail_s = tail_s

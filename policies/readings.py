@@ -68,7 +68,7 @@ class Reader:
             situation: Where they are read.
             cloud: The route that `cloud` stands for.
         """
-        local = next((route for route in situation.routes if route.name == LOCAL), None)
+        local = situation.route(LOCAL)
         sources = {"job": situation.job, "device": situation.device, LOCAL: local, CLOUD: cloud}
         found: dict[str, Any] = {}
         for root, name, key, sample, read in self._names:

@@ -168,8 +168,7 @@ def _copy(situation: Situation) -> Situation:
 
 
 def _expected_cost(situation: Situation, plan: Plan) -> float | None:
-    for route in situation.routes:
-        if route.name == plan.route:
-            deadline_s = situation.job.deadline_s
-            return expected_cost(route.estimate, deadline_s, scarcity(situation.device))
-    return None
+    route = situation.route(plan.route)
+    if route is None:
+        return None
+    return expected_cost(route.estimate, situation.job.deadline_s, scarcity(situation.device))
