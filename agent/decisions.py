@@ -19,6 +19,7 @@ from agent.events import (
     Events,
     Shadowed,
 )
+from agent.job import split_route
 from agent.store import Store
 
 
@@ -179,7 +180,7 @@ def _shadows(event: Shadowed) -> dict[str, Any]:
 
 def _decision(event: Decided, now: float) -> dict[str, Any]:
     plan = event.plan
-    kind, _, endpoint = (plan.route or "").partition(":")
+    kind, endpoint = split_route(plan.route or "")
     return {
         "id": event.job.id,
         "time": now,

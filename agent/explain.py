@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, Attempt, Decision, Entry
+from agent.job import split_route
 from policies.api import LOCAL, Device, Why
 
 MEGABYTE = 1e6
@@ -29,7 +30,7 @@ def route(name: str | None) -> str:
         return "no route"
     if name == LOCAL:
         return "the local route"
-    _, _, endpoint = name.partition(":")
+    _, endpoint = split_route(name)
     return f"endpoint '{endpoint}'" if endpoint else "the cloud"
 
 

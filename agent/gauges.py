@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from agent.estimate import EnergyAccount, Estimates
+from agent.job import split_route
 from agent.life import State
 from agent.metrics import Metrics
 from agent.mqtt.session import Session
@@ -146,7 +147,7 @@ def _coverage(estimates: Estimates) -> Series:
     for model, route, calibration in estimates.calibrations():
         if calibration.coverage is None:
             continue
-        key = model, route.partition(":")[0]
+        key = model, split_route(route)[0]
         share, count = covered.get(key, (0.0, 0))
         share += calibration.coverage * calibration.count
         covered[key] = share, count + calibration.count

@@ -133,6 +133,12 @@ class Outcome:
     timed_out: bool = False  # ended by the time it was given, not by the route
 
 
+def split_route(name: str) -> tuple[str, str]:
+    """Give the kind of route that a route's name says, and its endpoint; none is empty."""
+    kind, _, endpoint = name.partition(":")
+    return kind, endpoint
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a job would find before it on a route."""

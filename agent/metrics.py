@@ -31,7 +31,7 @@ from agent.events import (
     Shadowed,
     ShadowFailed,
 )
-from agent.job import Answer, ErrorCode, Job
+from agent.job import Answer, ErrorCode, Job, split_route
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 DECISION_BUCKETS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2, 1e-1)
@@ -204,14 +204,14 @@ class Metrics:
         self._received.labels(self._model(event.job), event.intake).inc()
 
     def _on_decided(self, event: Decided) -> None:
-        kind, _ = _split(event.plan.route)
+        kind, _ = split_route(event.plan.route or NO_ROUTE)
         self._decisions.labels(event.policy, kind, event.plan.why.value).inc()
         self._decision_s.observe(event.duration_s)
 
     def _on_shadowed(self, event: Shadowed) -> None:
         decided = event.decided.plan
         for choice in event.choices:
-            kind, _ = _split(choice.plan.route)
+            kind, _ = split_route(choice.plan.route or NO_ROUTE)
             self._shadow_decisions.labels(choice.policy, kind).inc()
             agrees = str(choice.plan.route == decided.route).lower()
             self._shadow_agreement.labels(choice.policy, agrees).inc()
@@ -222,7 +222,7 @@ class Metrics:
 
     def _on_attempted(self, event: Attempted) -> None:
         model = self._model(event.job)
-        kind, endpoint = _split(event.plan.route)
+        kind, endpoint = split_route(event.plan.route or NO_ROUTE)
         self._route_s.labels(model, kind).observe(event.outcome.run_s)
         if event.energy_j is not None:
             self._energy.labels(kind).inc(event.energy_j)
@@ -262,11 +262,6 @@ class _ReadGauge(Collector):
         for values, value in self._read():
             family.add_metric(values, value)
         yield family
-
-
-def _split(route: str | None) -> tuple[str, str]:
-    kind, _, endpoint = (route or NO_ROUTE).partition(":")
-    return kind, endpoint
 
 
 def _outcome(answer: Answer) -> str:

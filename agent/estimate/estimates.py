@@ -17,7 +17,7 @@ from agent.estimate.cloud import CloudModel, EndpointNetwork, Network
 from agent.estimate.energy import EnergyAccount, Spent
 from agent.estimate.local import LocalModel
 from agent.events import Attempted, Probed
-from agent.job import ErrorCode, Load, Outcome
+from agent.job import ErrorCode, Load, Outcome, split_route
 from policies import api
 
 log = structlog.get_logger(__name__)
@@ -97,7 +97,7 @@ class Estimates:
         self._made.pop(attempt.plan.route, None)
         now = self._clock()
         known: LocalModel | CloudModel
-        endpoint = _endpoint(attempt.plan.route)
+        _, endpoint = split_route(attempt.plan.route)
         if endpoint:
             known = self._cloud_model(attempt.job.model, endpoint, now)
         else:
@@ -160,7 +160,7 @@ class Estimates:
         if route == api.LOCAL:
             estimate = self._estimate_local(model, load, device)
         else:
-            estimate = self._estimate_cloud(model, _endpoint(route), input_bytes, load)
+            estimate = self._estimate_cloud(model, split_route(route)[1], input_bytes, load)
         self._made[route][model] = _Made(input_bytes, load, device, now, estimate)
         return estimate
 
@@ -172,7 +172,7 @@ class Estimates:
             local = self._local.get(model)
             calibration = None if local is None else local.calibration
             return self._estimate_local(model, load, device), calibration
-        endpoint = _endpoint(route)
+        _, endpoint = split_route(route)
         cloud = self._cloud.get((model, endpoint))
         size = None if cloud is None else cloud.usual_input_bytes
         return (
@@ -200,7 +200,7 @@ class Estimates:
         if route == api.LOCAL:
             cpu_s = outcome.run_s if outcome.cpu_s is None else outcome.cpu_s
             return self._energy.book(api.LOCAL, cpu_s=cpu_s)
-        network = self._network(_endpoint(route), self._clock())
+        network = self._network(split_route(route)[1], self._clock())
         up_s, down_s = network.air_s(outcome.bytes_up, outcome.bytes_down)
         # Sending and receiving can't have taken longer than it all did.
         fit = min(outcome.run_s / (up_s + down_s), 1.0) if up_s + down_s else 0.0
@@ -443,10 +443,6 @@ def _latency(
 
 def _tells_latency(outcome: Outcome) -> bool:
     return outcome.error is None or outcome.timed_out
-
-
-def _endpoint(route: str) -> str:
-    return route.partition(":")[2]
 
 
 def _load(what: str, take: Callable[[], None]) -> bool:

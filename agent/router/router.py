@@ -13,13 +13,23 @@ import structlog
 from agent.config import Budget, Model
 from agent.estimate import Estimates
 from agent.events import Attempted, Decided, Events, Retrying, Started
-from agent.job import Account, Answer, Deferral, ErrorCode, Job, JobError, Outcome, Tensor
+from agent.job import (
+    Account,
+    Answer,
+    Deferral,
+    ErrorCode,
+    Job,
+    JobError,
+    Outcome,
+    Tensor,
+    split_route,
+)
 from agent.router import constraints
 from agent.router.audit import Audits, compare
 from agent.router.budgets import Budgets, Spending
 from agent.router.decider import Decider
 from agent.router.hedging import Hedging, race
-from agent.router.surroundings import Surroundings, endpoint_of, spending_of
+from agent.router.surroundings import Surroundings, price_of, spending_of
 from agent.routes import Route
 from agent.sensors.sampler import Sampler
 from policies import api
@@ -237,7 +247,7 @@ class Router:
         assert plan.route is not None
         route = self._around.routes[plan.route]
         estimate = expected[plan.route]
-        spending = spending_of(job, estimate, max(estimate.cost or 0.0, route.price(job)))
+        spending = spending_of(job, route, estimate)
         device = self._around.device
         over = self._budgets.closed(route.kind, spending, device)
         waited = route.load(job).is_full
@@ -315,7 +325,7 @@ class Router:
         route = self._around.routes.get(plan.route or "")
         if route is None:
             return False
-        price = max(expected[route.name].cost or 0.0, route.price(job))
+        price = price_of(job, route, expected[route.name])
         return (
             constraints.forbidden(job, route, price) is None
             and route.closed_for(job) is None
@@ -426,10 +436,10 @@ class Router:
         error: JobError | None = None,
     ) -> Answer:
         plan = progress.plan
-        route = None if plan is None else plan.route
+        kind, endpoint = split_route("" if plan is None else plan.route or "")
         account = Account(
-            route=None if route is None else route.partition(":")[0],
-            endpoint=None if route is None else endpoint_of(route),
+            route=kind or None,
+            endpoint=endpoint or None,
             policy=progress.policy,
             reason=None if plan is None else plan.why.value,
             attempts=progress.attempts,

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.config import Model
 from agent.estimate import Estimates
-from agent.job import Job, JobError
+from agent.job import Job, JobError, split_route
 from agent.router import constraints
 from agent.router.budgets import Budgets, Spending
 from agent.routes import Route
@@ -90,13 +90,10 @@ class Surroundings:
             name: self._estimates.estimate(job.model, name, size, route.load(job), device)
             for name, route in self.routes.items()
         }
-        costs = {
-            name: max(estimates[name].cost or 0.0, route.price(job))
-            for name, route in self.routes.items()
-        }
+        costs = {name: price_of(job, route, estimates[name]) for name, route in self.routes.items()}
 
         def over_budget(route: Route) -> JobError | None:
-            spending = spending_of(job, estimates[route.name], costs[route.name])
+            spending = spending_of(job, route, estimates[route.name])
             return self._budgets.closed(route.kind, spending, device)
 
         closed = constraints.close(job, tuple(self.routes.values()), tried, costs, over_budget)
@@ -110,8 +107,8 @@ class Surroundings:
         self, name: str, route: Route, estimate: Estimate, closed: JobError | None
     ) -> RouteView:
         reason = None if closed is None else closed.message
-        endpoint = endpoint_of(name)
-        if endpoint is None:
+        _, endpoint = split_route(name)
+        if not endpoint:
             return RouteView(name, route.kind, estimate, reason, waiting=route.waiting)
         network = self._estimates.network(endpoint)
         return RouteView(
@@ -166,8 +163,8 @@ class Surroundings:
             },
             "endpoints": {
                 endpoint: _known(self._estimates.network(endpoint))
-                for endpoint in (endpoint_of(name) for name in self.routes)
-                if endpoint is not None
+                for _, endpoint in map(split_route, self.routes)
+                if endpoint
             },
             "models": {
                 model: {
@@ -190,16 +187,19 @@ class Surroundings:
         return known
 
 
-def spending_of(job: Job, estimate: Estimate, cost: float) -> Spending:
-    """Give what an attempt is expected to take of the budgets; `cost` is known at the least."""
+def price_of(job: Job, route: Route, estimate: Estimate) -> float:
+    """Give what an attempt is expected to cost, or what it costs at the least if that is more."""
+    return max(estimate.cost or 0.0, route.price(job))
+
+
+def spending_of(job: Job, route: Route, estimate: Estimate) -> Spending:
+    """Give what an attempt is expected to take of the budgets."""
     carried = estimate.carried_bytes
-    return Spending(cost, job.input_bytes if carried is None else carried, estimate.energy_j or 0.0)
-
-
-def endpoint_of(route: str) -> str | None:
-    """Give the endpoint in a route's name; None for the local route."""
-    kind, _, endpoint = route.partition(":")
-    return endpoint if kind == api.CLOUD else None
+    return Spending(
+        price_of(job, route, estimate),
+        job.input_bytes if carried is None else carried,
+        estimate.energy_j or 0.0,
+    )
 
 
 def _known(readings: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from agent.events import Attempted, Events, Probed
+from agent.job import split_route
 
 log = structlog.get_logger(__name__)
 
@@ -130,9 +131,9 @@ class EndpointWatch:
         self._events.emit(found)
 
     def _on_attempted(self, attempt: Attempted) -> None:
-        kind, _, name = (attempt.plan.route or "").partition(":")
+        _, name = split_route(attempt.plan.route or "")
         known = self._known.get(name)
-        if not kind or known is None:
+        if known is None:
             return
         outcome = attempt.outcome
         if outcome.error is None or outcome.bytes_down:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.job import split_route
 from agent.simulate.world import Run
 
 NO_ROUTE = "none"
@@ -39,9 +40,9 @@ def figures(run: Run) -> dict[str, Any]:
     by_route = Counter(record.route for record in records)
     by_kind = Counter({"local": 0, "cloud": 0})
     for route, count in by_route.items():
-        by_kind[(route or NO_ROUTE).partition(":")[0]] += count
+        by_kind[split_route(route or NO_ROUTE)[0]] += count
     endpoints = {
-        route.partition(":")[2]: _rounded(count / len(records))
+        split_route(route)[1]: _rounded(count / len(records))
         for route, count in sorted(by_route.items(), key=lambda item: str(item[0]))
         if route is not None and ":" in route
     }
