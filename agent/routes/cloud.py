@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import ssl
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -20,7 +18,7 @@ from agent.events import Probed
 from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes.circuit import Circuit
 from agent.routes.probe import Prober
-from agent.routes.slots import Slots
+from agent.routes.requests import Requests, closed_for
 from agent.wire import oip
 from policies import api
 
@@ -87,39 +85,23 @@ class CloudRoute:
         self._max_response_bytes = max_response_bytes
         self._clock = clock
         self.circuit = Circuit(clock)
-        self._slots = Slots(endpoint.max_in_flight)
-        self._waits: Counter[tuple[int, str]] = Counter()  # by priority and model
-        # Always the same: what rests on it need not be reckoned anew.
-        self._idle = Load(parallel=endpoint.max_in_flight)
-        self._requests: dict[str, tuple[str, float, int]] = {}  # by job: model, begin, bytes
+        self._requests = Requests(name, endpoint.max_in_flight, clock)
         self._session: aiohttp.ClientSession | None = None
         self._prober: Prober | None = None
 
     @property
     def waiting(self) -> int:
         """Jobs that wait for one of `max_in_flight` requests to end."""
-        return self._waits.total()
+        return self._requests.waiting
 
     @property
     def running(self) -> int:
         """Requests under way."""
-        return len(self._requests)
+        return self._requests.running
 
     def load(self, job: Job | None) -> Load:
         """Tell what the job would find before it here; see `Route`."""
-        if not self._waits and not self._requests:
-            return self._idle
-        ahead: Counter[str] = Counter()
-        for (priority, model), count in self._waits.items():
-            if job is None or priority >= job.priority:
-                ahead[model] += count
-        now = self._clock()
-        return Load(
-            ahead,
-            tuple((model, now - began) for model, began, _ in self._requests.values()),
-            self._settings.max_in_flight,
-            sum(size for _, _, size in self._requests.values()),
-        )
+        return self._requests.load(job)
 
     async def start(self) -> None:
         """Read the token and set up the connection pool.
@@ -154,17 +136,8 @@ class CloudRoute:
 
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
-        if job.model not in self._urls:
-            return JobError(
-                ErrorCode.NO_ROUTE, f"endpoint '{self.endpoint}' does not serve '{job.model}'"
-            )
-        if not self.circuit.admits():
-            return JobError(
-                ErrorCode.ENDPOINT_ERROR,
-                f"endpoint '{self.endpoint}' is left alone after repeated failures, the last: "
-                f"{self.circuit.last_failure}",
-            )
-        return None
+        is_served = job.model in self._urls
+        return closed_for(self.endpoint, self.circuit, job, is_served=is_served)
 
     def price(self, job: Job) -> float:
         """What the request costs if nothing comes back; see `Route`."""
@@ -191,43 +164,22 @@ class CloudRoute:
         began = self._clock()
         try:
             body, headers = self._encode(job, job.inputs or await self._prepare(job, timeout_s))
-            await self._wait_for_slot(job, timeout_s - (self._clock() - began))
+            await self._requests.wait_for_turn(job, timeout_s - (self._clock() - began))
         except JobError as error:
             # An image that can't be decoded here is no better elsewhere.
             retriable = error.code not in (ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE)
             return Outcome(error=error, queue_s=self._clock() - began, retriable=retriable)
         running = self._clock()
         started()
-        ahead = sum(size for _, _, size in self._requests.values())
-        self._requests[job.id] = job.model, running, len(body)
-        try:
+        ahead = self._requests.bytes_up
+        with self._requests.under_way(job, len(body)):
             outcome = await self._request(job, body, headers, timeout_s - (running - began))
-        finally:
-            del self._requests[job.id]
-            self._slots.give()
         return replace(
             outcome,
             queue_s=running - began,
             run_s=self._clock() - running,
             bytes_ahead=ahead,
         )
-
-    async def _wait_for_slot(self, job: Job, timeout_s: float) -> None:
-        key = job.priority, job.model
-        self._waits[key] += 1
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._slots.take(job.priority, job.deadline_at)
-        except TimeoutError:
-            raise JobError(
-                ErrorCode.ENDPOINT_ERROR,
-                f"endpoint '{self.endpoint}' has max_in_flight = "
-                f"{self._settings.max_in_flight} requests under way",
-            ) from None
-        finally:
-            self._waits[key] -= 1
-            if not self._waits[key]:
-                del self._waits[key]
 
     async def _request(
         self, job: Job, body: bytes, headers: dict[str, str], left_s: float

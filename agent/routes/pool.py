@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from agent.job import ErrorCode, JobError, Load, Tensor
 from agent.routes import messages
 from agent.routes.messages import Arena, Done, Failed, ModelSpec, Reply, Request
 from agent.routes.process import WorkerDiedError, WorkerProcess
+from agent.routes.queue import Waits
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class WorkerPool:
         self._reviving: dict[WorkerProcess, asyncio.Lock] = {}
         self._dispatchers: list[asyncio.Task[None]] = []
         self._runs: set[asyncio.Task[None]] = set()
-        self._waits: Counter[tuple[int, str]] = Counter()  # not yet begun, by priority and model
+        self._waits = Waits()  # not yet begun
         self._begun: dict[int, _Waiting] = {}  # by number
         # Always the same: what rests on it need not be reckoned anew.
         self._idle = Load(parallel=settings.workers)
@@ -80,7 +80,7 @@ class WorkerPool:
     @property
     def waiting(self) -> int:
         """Requests not yet begun."""
-        return self._waits.total()
+        return len(self._waits)
 
     @property
     def running(self) -> int:
@@ -88,19 +88,12 @@ class WorkerPool:
         return len(self._begun)
 
     def load(self, priority: int) -> Load:
-        """Tell what a request of this priority would find before it.
-
-        Among requests of its own priority it is taken to be the last, whatever the deadlines.
-        """
+        """Tell what a request of this priority would find before it."""
         if not self._waits and not self._begun:
             return self._idle
-        ahead: Counter[str] = Counter()
-        for (other, model), count in self._waits.items():
-            if other >= priority:
-                ahead[model] += count
         now = asyncio.get_running_loop().time() if self._begun else 0.0
         running = tuple((run.model, now - (run.began or now)) for run in self._begun.values())
-        return Load(ahead, running, self._settings.workers)
+        return Load(self._waits.ahead_of(priority), running, self._settings.workers)
 
     @property
     def pids(self) -> list[int]:
@@ -163,7 +156,7 @@ class WorkerPool:
             asyncio.get_running_loop().create_future(),
             started,
         )
-        self._waits[priority, model] += 1
+        self._waits.add(priority, model)
         self._queue.put_nowait(waiting)
         try:
             async with asyncio.timeout(timeout_s):
@@ -238,10 +231,7 @@ class WorkerPool:
         )
 
     def _stop_waiting(self, waiting: _Waiting) -> None:
-        key = -waiting.priority, waiting.model
-        self._waits[key] -= 1
-        if not self._waits[key]:
-            del self._waits[key]
+        self._waits.remove(-waiting.priority, waiting.model)
 
     async def _revive(self, worker: WorkerProcess, died: int) -> None:
         """Bring back a worker whose generation `died`, unless somebody already has."""

@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,6 +16,8 @@ from agent.routes.circuit import Circuit
 from agent.routes.cloud import FAIR_TIME_S
 from agent.routes.local import MIDDLING
 from agent.routes.probe import TIMEOUT_S as PROBE_TIMEOUT_S
+from agent.routes.queue import Waits
+from agent.routes.requests import Requests, closed_for
 from agent.routes.slots import Slots
 from agent.simulate.clock import until
 from agent.simulate.connections import Connections
@@ -28,7 +29,6 @@ from policies import api
 
 PROBE_UP_BYTES, PROBE_DOWN_BYTES = 200, 200
 SYN_BYTES = 60  # a segment without payload
-IDLE = Load()
 
 
 class Truth(NamedTuple):
@@ -69,7 +69,8 @@ class SimulatedLocal:
         self._slots = Slots(profile.workers)
         self._numbers = itertools.count()
         self._queue: dict[int, _Waiting] = {}  # by number
-        self._waits: Counter[tuple[int, str]] = Counter()  # by priority and model
+        self._waits = Waits()
+        self._idle = Load(parallel=profile.workers)
         self._runs: dict[int, tuple[str, float, float]] = {}  # by number: model, begin, end
 
     @property
@@ -91,12 +92,8 @@ class SimulatedLocal:
     def load(self, job: Job | None) -> Load:
         """Tell what the job would find before it here; see `Route`."""
         if not self._runs:
-            return IDLE if self._profile.workers == 1 else Load(parallel=self._profile.workers)
-        priority = MIDDLING if job is None else job.priority
-        ahead: Counter[str] = Counter()
-        for (other, model), count in self._waits.items():
-            if other >= priority:
-                ahead[model] += count
+            return self._idle
+        ahead = self._waits.ahead_of(MIDDLING if job is None else job.priority)
         now = self._clock()
         running = tuple((model, now - began) for model, began, _ in self._runs.values())
         return Load(ahead, running, self._profile.workers)
@@ -110,7 +107,7 @@ class SimulatedLocal:
         began = self._clock()
         waiting = self._waiting(job, began + timeout_s)
         self._queue[waiting.number] = waiting
-        self._waits[job.priority, job.model] += 1
+        self._waits.add(job.priority, job.model)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._slots.take(job.priority, job.deadline_at)
@@ -118,7 +115,7 @@ class SimulatedLocal:
             return self._late(timeout_s, self._clock() - began, 0.0)
         finally:
             del self._queue[waiting.number]
-            self._waits[job.priority, job.model] -= 1
+            self._waits.remove(job.priority, job.model)
         running = self._clock()
         started()
         ends = running + waiting.base_s * self._profile.slowdown_at(running)
@@ -225,51 +222,27 @@ class SimulatedCloud:
         self._ledger = ledger
         self._clock = clock
         self._patient = patient
-        self._slots = Slots(self._settings.max_in_flight)
-        self._idle = Load(parallel=self._settings.max_in_flight)
-        self._waits: Counter[tuple[int, str]] = Counter()  # by priority and model
-        self._requests: dict[str, tuple[str, float, int]] = {}  # by job: model, begin, bytes
+        self._requests = Requests(name, self._settings.max_in_flight, clock)
         self._connections = Connections(clock)
 
     @property
     def waiting(self) -> int:
         """Jobs that wait for one of `max_in_flight` requests to end."""
-        return self._waits.total()
+        return self._requests.waiting
 
     @property
     def running(self) -> int:
         """Requests under way."""
-        return len(self._requests)
+        return self._requests.running
 
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
-        if job.model not in self._profile.models:
-            return JobError(
-                ErrorCode.NO_ROUTE, f"endpoint '{self.endpoint}' does not serve '{job.model}'"
-            )
-        if not self.circuit.admits():
-            return JobError(
-                ErrorCode.ENDPOINT_ERROR,
-                f"endpoint '{self.endpoint}' is left alone after repeated failures, the last: "
-                f"{self.circuit.last_failure}",
-            )
-        return None
+        is_served = job.model in self._profile.models
+        return closed_for(self.endpoint, self.circuit, job, is_served=is_served)
 
     def load(self, job: Job | None) -> Load:
         """Tell what the job would find before it here; see `Route`."""
-        if not self._requests:
-            return self._idle
-        ahead: Counter[str] = Counter()
-        for (priority, model), count in self._waits.items():
-            if count and (job is None or priority >= job.priority):
-                ahead[model] += count
-        now = self._clock()
-        return Load(
-            ahead,
-            tuple((model, now - began) for model, began, _ in self._requests.values()),
-            self._settings.max_in_flight,
-            sum(size for _, _, size in self._requests.values()),
-        )
+        return self._requests.load(job)
 
     def price(self, job: Job) -> float:
         """What the request costs if nothing comes back; see `Route`."""
@@ -334,41 +307,27 @@ class SimulatedCloud:
 
     async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         began = self._clock()
-        key = job.priority, job.model
-        self._waits[key] += 1
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._slots.take(job.priority, job.deadline_at)
-        except TimeoutError:
-            return Outcome(
-                error=JobError(
-                    ErrorCode.ENDPOINT_ERROR,
-                    f"endpoint '{self.endpoint}' has max_in_flight = "
-                    f"{self._settings.max_in_flight} requests under way",
-                ),
-                queue_s=self._clock() - began,
-            )
-        finally:
-            self._waits[key] -= 1
+            await self._requests.wait_for_turn(job, timeout_s)
+        except JobError as full:
+            return Outcome(error=full, queue_s=self._clock() - began)
         running = self._clock()
         started()
-        ahead = sum(size for _, _, size in self._requests.values())
+        ahead = self._requests.bytes_up
         exchange = self._exchange(job)
-        self._requests[job.id] = job.model, running, exchange.up.size
         answered = False
         try:
             limit_s = min(self._settings.timeout_s, timeout_s - (running - began))
-            async with asyncio.timeout(limit_s):
-                await self._connect()
-                await self._network.carry(exchange)
+            with self._requests.under_way(job, exchange.up.size):
+                async with asyncio.timeout(limit_s):
+                    await self._connect()
+                    await self._network.carry(exchange)
             answered = True
             self._connections.give()
         except TimeoutError:
             pass
         finally:
             # A request that is called off, such as a hedge, has cost what it has cost.
-            del self._requests[job.id]
-            self._slots.give()
             took_s = self._clock() - running
             received = exchange.down.size if answered else 0
             money = self._settings.cost(exchange.up.size + received)
