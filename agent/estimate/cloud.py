@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.estimate.calibration import Calibration
 from agent.estimate.failures import Failures
+from agent.estimate.outcomes import Outcomes
 from agent.estimate.regression import Features, Own, Prior, Regression
 from agent.estimate.running import Mean, Size, finite
 
@@ -91,21 +91,18 @@ class EndpointNetwork:
         self.is_known = bool(state["known"])
 
 
-class CloudModel:
+class CloudModel(Outcomes):
     """What is known of one model at one endpoint."""
 
     def __init__(self, network: EndpointNetwork, now_s: float) -> None:
         """Begin knowing nothing but the way there."""
+        super().__init__()
         self._network = network
         self._server = Own(SERVER, now_s)
         self._up = Size()
         self._down = Size()
         # Decoding an image, encoding a request: what the device adds before and after.
         self._around_s = Mean()
-        self.failures = Failures()
-        self.confidence = Mean()
-        self.calibration = Calibration()
-        self.samples = 0
         self.longest_p95_s = math.inf  # of the requests that were made of late
 
     @property
@@ -190,10 +187,7 @@ class CloudModel:
             "up": self._up.dump(),
             "down": self._down.dump(),
             "around": self._around_s.dump(),
-            "failures": self.failures.dump(),
-            "confidence": self.confidence.dump(),
-            "calibration": self.calibration.dump(),
-            "samples": self.samples,
+            **self._dump_outcomes(),
         }
 
     def load(self, state: Mapping[str, Any], now_s: float, age_s: float) -> None:
@@ -209,7 +203,4 @@ class CloudModel:
         self._up.load(state["up"])
         self._down.load(state["down"])
         self._around_s.load(state["around"])
-        self.failures.load(state["failures"], now_s, age_s)
-        self.confidence.load(state["confidence"])
-        self.calibration.load(state["calibration"])
-        self.samples = int(state["samples"])
+        self._load_outcomes(state, now_s, age_s)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.estimate.calibration import Calibration
-from agent.estimate.failures import Failures
+from agent.estimate.outcomes import Outcomes
 from agent.estimate.regression import Features, Prior, Regression
 from agent.estimate.running import Mean
 from policies import api
@@ -19,19 +18,16 @@ CONTENTION_FIRST, HEAT_FIRST = 1.0, 0.5
 DISTURBED = 0.25
 
 
-class LocalModel:
+class LocalModel(Outcomes):
     """What is known of one model on this device."""
 
     def __init__(self, cores: int) -> None:
         """Begin knowing nothing; `cores` are the device's."""
+        super().__init__()
         self._cores = cores
         self._service: Regression | None = None
         self._usual_s = Mean()
         self._cpu_s = Mean()
-        self.failures = Failures()
-        self.confidence = Mean()
-        self.calibration = Calibration()
-        self.samples = 0
 
     @property
     def is_known(self) -> bool:
@@ -96,10 +92,7 @@ class LocalModel:
             "service": self._service.dump(now_s),
             "usual": self._usual_s.dump(),
             "cpu": self._cpu_s.dump(),
-            "failures": self.failures.dump(),
-            "confidence": self.confidence.dump(),
-            "calibration": self.calibration.dump(),
-            "samples": self.samples,
+            **self._dump_outcomes(),
         }
 
     def load(self, state: Mapping[str, Any], now_s: float, age_s: float) -> None:
@@ -113,10 +106,7 @@ class LocalModel:
         self._service.load(state["service"], age_s)
         self._usual_s.load(state["usual"])
         self._cpu_s.load(state["cpu"])
-        self.failures.load(state["failures"], now_s, age_s)
-        self.confidence.load(state["confidence"])
-        self.calibration.load(state["calibration"])
-        self.samples = int(state["samples"])
+        self._load_outcomes(state, now_s, age_s)
 
     def _begin(self, run_s: float, now_s: float) -> None:
         run_s = max(run_s, 1e-6)
