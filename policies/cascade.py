@@ -75,16 +75,10 @@ class Cascade:
             if known.audits >= self._options.min_audits:
                 threshold, rate = known.threshold, self._options.audit_rate
         agreement = Term("expected_agreement", expected, self._options.target_accuracy)
-        return Plan(
-            plan.route,
-            plan.why,
-            (*plan.reasons, agreement),
-            hedge=plan.hedge,
-            hedge_after_s=plan.hedge_after_s,
+        return dataclasses.replace(
+            plan,
+            reasons=(*plan.reasons, agreement),
             escalate_below=max(threshold, plan.escalate_below or 0.0),
-            defer_s=plan.defer_s,
-            expected=plan.expected,
-            propensity=plan.propensity,
             audit=plan.audit or self._chance.random() < rate,
         )
 

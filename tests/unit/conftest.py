@@ -337,3 +337,16 @@ def alarm():
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write files into a folder below the root."""
+
+    def put_into(folder, **files):
+        path = tmp_path / folder
+        path.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (path / name).write_text(f"{content}\n")
+
+    return put_into

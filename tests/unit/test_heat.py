@@ -11,19 +11,6 @@ from agent.sensors.heat import Heat
 
 
 @pytest.fixture
-def put(tmp_path):
-    """Write files into a folder below the root."""
-
-    def put_into(folder, **files):
-        path = tmp_path / folder
-        path.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (path / name).write_text(f"{content}\n")
-
-    return put_into
-
-
-@pytest.fixture
 def zone(put):
     """Lay out a thermal zone; trips are (type, mC)."""
 

@@ -14,19 +14,6 @@ RANGE_UJ = 262_143_328_850
 
 
 @pytest.fixture
-def put(tmp_path):
-    """Write files into a folder below the root."""
-
-    def put_into(folder, **files):
-        path = tmp_path / folder
-        path.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (path / name).write_text(f"{content}\n")
-
-    return put_into
-
-
-@pytest.fixture
 def chip(put):
     """Lay out a hwmon chip."""
     return lambda number, name, **files: put(f"class/hwmon/hwmon{number}", name=name, **files)
