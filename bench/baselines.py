@@ -90,8 +90,8 @@ class Maui:
 
     def learn(self, outcome: Feedback) -> None:
         """Take in what an attempt took; one that failed has measured nothing."""
-        seen, name = outcome.situation, outcome.plan.route
-        route = next((each for each in seen.routes if each.name == name), None)
+        seen = outcome.situation
+        route = seen.route(outcome.plan.route)
         if outcome.error is not None or route is None:
             return
         model, size = seen.job.model, seen.job.input_bytes
@@ -187,8 +187,8 @@ class Neurosurgeon:
 
     def learn(self, outcome: Feedback) -> None:
         """Take in what an attempt took; one that failed has measured nothing."""
-        seen, name = outcome.situation, outcome.plan.route
-        route = next((each for each in seen.routes if each.name == name), None)
+        seen = outcome.situation
+        route = seen.route(outcome.plan.route)
         if outcome.error is not None or route is None:
             return
         size = seen.job.input_bytes

@@ -125,8 +125,7 @@ def scenario(combination: Combination) -> world.Scenario:
     """Make the network and the jobs of a combination."""
     device = profile.load(combination.profile)
     if combination.file is None:
-        made = synthetic.SCENARIOS[combination.trace](combination.seed, synthetic.DURATION_S)
-        network = trace.Trace(made.starts_s, made.rows, repeats=True)
+        network = synthetic.repeating(combination.trace, combination.seed)
     else:
         network = trace.read(combination.file, repeats=True)
     spec = f"{MIXES[combination.mix]},count={combination.jobs}"

@@ -125,8 +125,9 @@ async def follow(name: str, conditions: Trace, seconds: float, seed: int) -> lis
         while time.monotonic() < until:
             await bed.run(MODEL, tensor(chance.choice(SIZES)))
             await asyncio.sleep(chance.expovariate(2.0))
-        machine.say(f"  {name}: {len(bed.judged())} jobs")
-        return bed.judged()
+        judged = bed.judged()
+        machine.say(f"  {name}: {len(judged)} jobs")
+        return judged
 
 
 def off(bed: Bed, proxy: ShapingProxy) -> float:

@@ -99,8 +99,7 @@ def _network(name: str, seed: int) -> Trace:
     from agent.simulate import synthetic, trace
 
     if name in synthetic.SCENARIOS:
-        made = synthetic.SCENARIOS[name](seed, synthetic.DURATION_S)
-        return trace.Trace(made.starts_s, made.rows, repeats=True)
+        return synthetic.repeating(name, seed)
     try:
         return trace.read(Path(name), repeats=True)
     except trace.TraceError as error:

@@ -10,8 +10,9 @@ from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, Entry, EntryError, 
 from agent.plugins import LoadedPolicy
 from agent.replay.estimators import Evaluation, Interval, Sample, evaluate, interval
 from agent.router.decider import Decider
-from policies import cost, expectation
-from policies.api import Feedback, Learner, Plan, RouteView, Situation, Why
+from policies import cost
+from policies.api import Estimate, Feedback, Learner, Plan, Situation, Why
+from policies.expectation import expected_cost
 
 DEFER = "defer"
 REJECT = "reject"
@@ -181,19 +182,14 @@ def _direct(situation: Situation, action: str) -> float:
     A rejected job costs a miss at once. What a deferred one will cost can't be told: it counts as
     one of unknown latency.
     """
-    weights = cost.DEFAULT
     if action == REJECT:
-        return weights.miss
-    view = next((view for view in situation.routes if view.name == action), None)
-    estimate = RouteView("", "").estimate if view is None else view.estimate
-    deadline_s = situation.job.deadline_s
-    mean_s, p95_s = expectation.latency(estimate)
-    miss = expectation.sigmoid(
-        expectation.miss_logit(mean_s, p95_s, estimate.failure_probability, deadline_s)
+        return cost.DEFAULT.miss
+    view = situation.route(action)
+    return expected_cost(
+        Estimate() if view is None else view.estimate,
+        situation.job.deadline_s,
+        cost.scarcity(situation.device),
     )
-    joule = cost.scarcity(situation.device)
-    in_time = expectation.cost_in_time(mean_s, estimate, deadline_s, joule, weights)
-    return in_time + weights.miss * miss
 
 
 def _learn(loaded: LoadedPolicy, entry: Entry, situation: Situation) -> None:

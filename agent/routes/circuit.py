@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 OPENS_AFTER = 3  # failures in a row
 PAUSE_FIRST_S = 1.0
@@ -32,6 +33,16 @@ class Circuit:
     def admits(self) -> bool:
         """Tell whether a request may go now: the circuit is closed, or a trial is due."""
         return not self.is_open or (not self._trying and self._clock() >= self._trial_at)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Make a request; a trial that could not tell anything is over with it."""
+        trial = self.begin()
+        try:
+            yield
+        finally:
+            if trial:
+                self.give_up()
 
     def begin(self) -> bool:
         """A request goes out; tell whether it is the trial."""

@@ -18,7 +18,7 @@ from agent.events import Probed
 from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes.circuit import Circuit
 from agent.routes.probe import Prober
-from agent.routes.requests import Requests, closed_for
+from agent.routes.requests import Requests, closed_for, was_fair
 from agent.wire import oip
 from policies import api
 
@@ -29,8 +29,6 @@ REFUSALS: dict[int, ErrorCode] = {
     HTTPStatus.UNPROCESSABLE_ENTITY: ErrorCode.BAD_REQUEST,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ErrorCode.TOO_LARGE,
 }
-# A job in a hurry may leave earlier than any endpoint could answer: that is not held against it.
-FAIR_TIME_S = 0.2
 
 Prepare = Callable[[Job, float], Awaitable[tuple[Tensor, ...]]]
 Label = Callable[[str, tuple[Tensor, ...]], tuple[tuple[Tensor, ...], float | None]]
@@ -145,12 +143,8 @@ class CloudRoute:
 
     async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         """Run the job at the endpoint; see `Route`."""
-        trial = self.circuit.begin()
-        try:
+        with self.circuit.attempt():
             return await self._run(job, timeout_s, started)
-        finally:
-            if trial:
-                self.circuit.give_up()
 
     async def probe(self) -> Probed:
         """Ask the endpoint whether it is there: see `Prober`."""
@@ -207,7 +201,7 @@ class CloudRoute:
         """Hold a failure against the endpoint where it is the endpoint's."""
         if error.code is not ErrorCode.ENDPOINT_ERROR or isinstance(error, _RefusedError):
             self.circuit.succeed()
-        elif not late or took_s >= min(FAIR_TIME_S, self._settings.timeout_s) * 0.99:
+        elif not late or was_fair(took_s, self._settings.timeout_s):
             self.circuit.fail(error.message)
 
     def _outcome(self, sent: int, received: int, **result: Any) -> Outcome:

@@ -11,6 +11,9 @@ from agent.routes.circuit import Circuit
 from agent.routes.queue import Waits
 from agent.routes.slots import Slots
 
+# A job in a hurry may leave earlier than any endpoint could answer: that is not held against it.
+FAIR_TIME_S = 0.2
+
 
 class Requests:
     """Bounds and counts the requests to an endpoint, and tells what a job would find before it."""
@@ -99,3 +102,8 @@ def closed_for(endpoint: str, circuit: Circuit, job: Job, *, is_served: bool) ->
             f"{circuit.last_failure}",
         )
     return None
+
+
+def was_fair(took_s: float, timeout_s: float) -> bool:
+    """Tell whether an endpoint that gave no answer was given the time for one."""
+    return took_s >= min(FAIR_TIME_S, timeout_s) * 0.99

@@ -24,8 +24,10 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from agent.config.schema import Count, NotNegative, Positive
 from agent.job import Job, Placement
-from agent.simulate.profile import Count, Model, NotNegative, Positive, Ratio, Spread
+from agent.simulate.options import pairs
+from agent.simulate.profile import Model, Ratio, Spread
 
 DEFAULT = "poisson:rate=2"
 MOST_JOBS = 1_000_000
@@ -178,12 +180,10 @@ def _draw(
 
 
 def _parse(kind: type[T], options: str, name: str) -> T:
-    given = {}
-    for option in filter(None, options.split(",")):
-        key, equals, value = (part.strip() for part in option.partition("="))
-        if not equals or not key:
-            raise ArrivalsError(f"{name}: want key=value, got '{option[:64]}'")
-        given[key] = value
+    try:
+        given = pairs(options)
+    except ValueError as error:
+        raise ArrivalsError(f"{name}: {error}") from None
     return _convert(given, kind, name)
 
 

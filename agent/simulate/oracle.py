@@ -126,15 +126,16 @@ class Oracle:
             # The answer was not confident enough. Asked again, to take no route is to keep it; the
             # cost knows of no other quality than time.
             return Plan(None, Why.REJECTED)
-        joule_cost = self._weights.joule * scarcity(situation.device)
+        joule_scarcity = scarcity(situation.device)
+        joule_cost = self._weights.joule * joule_scarcity
         # To say no at once costs the miss, and the time so far.
-        here = self._cost(job, situation, NO_ANSWER, situation.time_s)
+        here = self._cost(job, joule_scarcity, NO_ANSWER, situation.time_s)
         best = Plan(None, Why.REJECTED)
         far, tail_cost, remote = math.inf, 0.0, best
         for route in situation.open_routes:
             truth = self._routes[route.name].foresee(job)
             ends_s = min(truth.ends_s, job.deadline_at)
-            costs = self._cost(job, situation, truth, ends_s) - joule_cost * truth.tail_j
+            costs = self._cost(job, joule_scarcity, truth, ends_s) - joule_cost * truth.tail_j
             if route.kind == CLOUD and costs < far:
                 far, tail_cost = costs, joule_cost * truth.tail_j
                 remote = Plan(route.name, Why.EXPECTED_COST)
@@ -150,13 +151,13 @@ class Oracle:
             self._answered.add(job.id)
         return best
 
-    def _cost(self, job: Job, situation: Situation, truth: Truth, ends_s: float) -> float:
+    def _cost(self, job: Job, joule_scarcity: float, truth: Truth, ends_s: float) -> float:
         return cost(
             ends_s - job.received_at,
             job.deadline_at - job.received_at,
             missed=truth.ends_s > job.deadline_at,
             energy_j=truth.energy_j,
             money=truth.money,
-            joule_scarcity=scarcity(situation.device),
+            joule_scarcity=joule_scarcity,
             weights=self._weights,
         )

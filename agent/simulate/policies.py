@@ -9,6 +9,7 @@ from typing import Any
 from agent import plugins
 from agent.config import ConfigError, Policy
 from agent.plugins import LoadedPolicy
+from agent.simulate.options import pairs
 
 IN_FILE = re.compile(r"(?P<path>.+\.py:\w+)(?::(?P<options>.*))?")
 
@@ -31,13 +32,15 @@ def load(spec: str) -> LoadedPolicy:
 
 
 def _options(spec: str, text: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for option in filter(None, text.split(",")):
-        key, equals, value = (part.strip() for part in option.partition("="))
-        if not equals or not key:
-            raise ConfigError(spec, "", f"want key=value, got '{option[:64]}'")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
+    try:
+        given = pairs(text)
+    except ValueError as error:
+        raise ConfigError(spec, "", str(error)) from None
+    return {key: _value(word) for key, word in given.items()}
+
+
+def _value(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word

@@ -19,15 +19,12 @@ import msgspec
 from agent.config import NAME_PATTERN, ConfigError, Endpoint, Energy
 from agent.config import CloudModel as ServedModel
 from agent.config import Model as ConfiguredModel
+from agent.config.schema import LARGEST, Count, NotNegative, Positive
 
 DEFAULT = "pi4"
 
-LARGEST = 1e12
-Positive = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
 Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Times = Annotated[float, msgspec.Meta(ge=1, le=LARGEST)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Spread = Annotated[float, msgspec.Meta(ge=0, le=3)]
 
@@ -96,7 +93,7 @@ class CloudEndpoint(_Section, frozen=True):
 
     def server_factor(self, now_s: float) -> float:
         """Give what a service time is multiplied by at a second."""
-        at = bisect_right([step.at_s for step in self.slowdowns], now_s) - 1
+        at = bisect_right(self.slowdowns, now_s, key=lambda step: step.at_s) - 1
         return (self.slowdowns[at].factor if at >= 0 else 1.0) / self.speed
 
     def as_configured(self) -> Endpoint:

@@ -13,11 +13,10 @@ from typing import NamedTuple
 from agent.events import Probed
 from agent.job import ErrorCode, Job, JobError, Load, Outcome
 from agent.routes.circuit import Circuit
-from agent.routes.cloud import FAIR_TIME_S
 from agent.routes.local import MIDDLING
 from agent.routes.probe import TIMEOUT_S as PROBE_TIMEOUT_S
 from agent.routes.queue import Waits
-from agent.routes.requests import Requests, closed_for
+from agent.routes.requests import Requests, closed_for, was_fair
 from agent.routes.slots import Slots
 from agent.simulate.clock import until
 from agent.simulate.connections import Connections
@@ -252,12 +251,8 @@ class SimulatedCloud:
         """Run the job at the endpoint; see `Route`."""
         if self._patient:
             timeout_s = max(job.deadline_at - self._clock(), timeout_s)
-        trial = self.circuit.begin()
-        try:
+        with self.circuit.attempt():
             return await self._run(job, timeout_s, started)
-        finally:
-            if trial:
-                self.circuit.give_up()
 
     async def probe(self) -> Probed:
         """Ask the endpoint whether it is there."""
@@ -352,7 +347,7 @@ class SimulatedCloud:
         error = JobError(
             ErrorCode.ENDPOINT_ERROR, f"endpoint '{self.endpoint}' gave no answer in time"
         )
-        if took_s >= min(FAIR_TIME_S, self._settings.timeout_s) * 0.99:
+        if was_fair(took_s, self._settings.timeout_s):
             self.circuit.fail(error.message)
         return error
 

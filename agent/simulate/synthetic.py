@@ -233,3 +233,8 @@ def _times(row: Conditions, ratio: float) -> Conditions:
         uplink_bytes_per_s=float(round(row.uplink_bytes_per_s * ratio)),
         downlink_bytes_per_s=float(round(row.downlink_bytes_per_s * ratio)),
     )
+
+
+def repeating(name: str, seed: int) -> Trace:
+    """Make one of `SCENARIOS` by its name, to begin again at its end."""
+    return replace(SCENARIOS[name](seed, DURATION_S), repeats=True)

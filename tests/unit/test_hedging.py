@@ -77,7 +77,7 @@ async def test_a_late_first_route_loses_to_the_second(build_router, make_job, la
     assert [event.route for event in built.events.of(Started)] == ["local", "cloud:lab"]
 
 
-async def test_a_first_route_may_still_win(build_router, make_job, late, until):
+async def test_a_first_route_may_still_win(build_router, make_job, late):
     built = build_router(Hedged())
     first, second = late(), late()
     built.local.does, built.cloud.does = first, second
@@ -110,7 +110,7 @@ async def test_a_first_route_that_fails_leaves_the_second_to_answer(build_router
     assert ("local", "model_error") in attempts(built)
 
 
-async def test_when_both_fail_the_policy_is_asked_again(build_router, make_job, late):
+async def test_when_both_fail_the_policy_is_asked_again(build_router, make_job):
     built = build_router(Hedged("cloud:lab", "cloud:far"), endpoints=("lab", "far"))
 
     async def fail_late():
