@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, Attempt, Decision, Entry
 from agent.job import split_route
-from policies.api import LOCAL, Device, Why
+from policies.api import LOCAL, WITHDRAWN, Device, Why
 
 MEGABYTE = 1e6
 BETTER, WORSE = 0.8, 1.25  # of the expected latency: within these it took as long as expected
@@ -152,7 +152,7 @@ def _attempted(entry: Entry, attempt: Attempt) -> str:
     name = route(attempt.route)
     who = f"{hedge}{name}," if hedge else _upper(name)
     took = "" if attempt.latency_s is None else f" after {seconds(attempt.latency_s)}"
-    if attempt.error == "cancelled":
+    if attempt.error == WITHDRAWN:
         did = f"{who} was called off{took}"
     elif attempt.error is not None:
         message = "" if attempt.message is None else f" ({attempt.message})"
@@ -166,7 +166,7 @@ def _attempted(entry: Entry, attempt: Attempt) -> str:
 
 
 def _against_expected(decision: Decision, attempt: Attempt) -> str:
-    view = next((view for view in decision.routes if view.name == attempt.route), None)
+    view = decision.situation.route(attempt.route)
     mean_s = None if view is None else view.estimate.latency_mean_s
     if view is None or mean_s is None or attempt.latency_s is None or mean_s <= 0:
         return ""

@@ -79,12 +79,6 @@ class Decision:
         """What the policy saw; its clock is the wall's."""
         return Situation(self.job, self.device, self.routes, self.time)
 
-    @property
-    def chosen(self) -> RouteView | None:
-        """The chosen route as it was seen."""
-        name = self.route_name
-        return next((view for view in self.routes if view.name == name), None)
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:

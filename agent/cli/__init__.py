@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent import __version__
 from agent.config import Config, ConfigError, load
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agent.plugins import LoadedPolicy
+
 DEFAULT_PATH = Path("/etc/edgewise/edgewise.toml")
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit's RestartPreventExitStatus
 
 app = typer.Typer(
@@ -70,6 +76,33 @@ def fail(message: str) -> typer.Exit:
     """Print why the operation failed, in one line; give the exit to raise."""
     print(f"edgewise: {message}", file=sys.stderr)
     return typer.Exit(EXIT_FAILED)
+
+
+def fail_usage(message: str) -> typer.Exit:
+    """Print what of the call is wrong, in one line; give the exit to raise."""
+    print(f"edgewise: {message}", file=sys.stderr)
+    return typer.Exit(EXIT_USAGE)
+
+
+def load_policies(specs: list[str]) -> dict[str, LoadedPolicy]:
+    """Make the policies that `--policy` names, or end with 2."""
+    from agent.simulate import policies
+
+    loaded = {}
+    for spec in specs:
+        try:
+            loaded[spec] = policies.load(spec)
+        except ConfigError as error:
+            raise fail_usage(f"--policy {spec}: {error.reason}") from None
+    return loaded
+
+
+def console(*, markup: bool = False) -> Console:
+    """Give what to print tables with; piped, nothing is gained by folding lines."""
+    from rich.console import Console
+
+    found = Console(highlight=False, markup=markup)
+    return found if found.is_terminal else Console(highlight=False, markup=markup, width=200)
 
 
 @app.command()

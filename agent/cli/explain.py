@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from agent.cli import Json, app, fail, load_config
+from agent.cli import Json, app, console, fail, load_config
 
 if TYPE_CHECKING:
     from agent.history import Entry
@@ -67,26 +67,22 @@ def _raw(row: Row) -> Any:
 
 def _print(job_id: str, entries: list[Entry]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from agent.explain import candidates, tell, terms
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        # Piped, nothing is gained by folding lines.
-        console = Console(highlight=False, markup=False, width=200)
+    out = console()
     for count, entry in enumerate(entries, start=1):
         decision = entry.decision
         when = datetime.fromtimestamp(decision.time, UTC).astimezone()
-        console.print(
+        out.print(
             f"Job {job_id}, decision {count} of {len(entries)}, "
             f"{when.isoformat(sep=' ', timespec='milliseconds')}, model {decision.job.model}",
             style="bold",
         )
         for sentence in tell(entry):
-            console.print(sentence)
+            out.print(sentence)
         tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
             (CANDIDATES, candidates(decision))
         ]
@@ -99,4 +95,4 @@ def _print(job_id: str, entries: list[Entry]) -> None:
                 table.add_column(title, justify="left" if worded else "right", overflow="fold")
             for cells in rows:
                 table.add_row(*map(Text, cells))
-            console.print(table)
+            out.print(table)

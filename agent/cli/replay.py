@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli import Json, app, fail, load_config
-from agent.config import ConfigError
+from agent.cli import Json, app, console, fail, fail_usage, load_config, load_policies
 
 if TYPE_CHECKING:
-    from agent.plugins import LoadedPolicy
     from agent.replay.recorded import Replayed
     from agent.store.decisions import Decisions
 
-EXIT_USAGE = 2
 POLICIES = ("adaptive", "threshold", "local", "cloud")
 AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 AGO_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -60,10 +57,10 @@ def replay(
 
     log.configure("error", "console")
     specs = list(dict.fromkeys(policy or POLICIES))
-    loaded = _load(specs)
+    loaded = load_policies(specs)
     begin = _begin(since)
     if export is not None and export.suffix not in exporting.FORMATS:
-        raise _fail_usage(f"--export {export}: want a name ending in .csv or .jsonl")
+        raise fail_usage(f"--export {export}: want a name ending in .csv or .jsonl")
     config = load_config(ctx)
     try:
         with open_decisions(Path(config.device.state_dir)) as decisions:
@@ -86,18 +83,6 @@ def replay(
         _print(found)
 
 
-def _load(specs: list[str]) -> dict[str, LoadedPolicy]:
-    from agent.simulate import policies
-
-    loaded = {}
-    for spec in specs:
-        try:
-            loaded[spec] = policies.load(spec)
-        except ConfigError as error:
-            raise _fail_usage(f"--policy {spec}: {error.reason}") from None
-    return loaded
-
-
 def _begin(since: str | None) -> float:
     """Give the Unix seconds that a user's word for a time means."""
     if since is None:
@@ -108,7 +93,7 @@ def _begin(since: str | None) -> float:
     try:
         return datetime.fromisoformat(since).timestamp()
     except ValueError:
-        raise _fail_usage(f"--since {since}: want 90m, 24h, 7d, or an ISO 8601 time") from None
+        raise fail_usage(f"--since {since}: want 90m, 24h, 7d, or an ISO 8601 time") from None
 
 
 def _bodies(decisions: Decisions, begin: float) -> Iterator[bytes]:
@@ -159,15 +144,11 @@ def _rounded(value: Any) -> Any:
 
 def _print(found: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        # Piped, nothing is gained by folding lines.
-        console = Console(highlight=False, markup=False, width=200)
-    console.print(
+    out = console()
+    out.print(
         f"{found['jobs']} jobs, {found['decisions']} decisions, {found['from']} to {found['to']}; "
         "mean cost per job in deadlines, with 95 % intervals"
     )
@@ -189,9 +170,9 @@ def _print(found: dict[str, Any]) -> None:
             f"{figures['unsupported']:.0%}",
             _shares(figures["routes"]),
         )
-    console.print(table)
+    out.print(table)
     for note in _notes(found):
-        console.print(note)
+        out.print(note)
 
 
 def _notes(found: dict[str, Any]) -> Iterator[str]:
@@ -221,8 +202,3 @@ def _interval(found: dict[str, Any] | None) -> str:
 
 def _shares(routes: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in routes.items())
-
-
-def _fail_usage(message: str) -> typer.Exit:
-    print(f"edgewise: {message}", file=sys.stderr)
-    return typer.Exit(EXIT_USAGE)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli import Json, app, fail, fail_config
+from agent.cli import Json, app, console, fail, fail_config, fail_usage, load_policies
 from agent.config import ConfigError
 
 if TYPE_CHECKING:
     from agent.simulate.trace import Trace
     from agent.simulate.world import Run
 
-EXIT_USAGE = 2
 NETWORK = "commute"
 POLICIES = ("adaptive", "threshold", "local", "cloud", "prefer-cloud")
 LASTS_S = 600.0  # where the network never changes, and has no end
@@ -57,16 +56,12 @@ def simulate(
 ) -> None:
     """Run policies over simulated jobs: the same router and estimates, on virtual time."""
     from agent import log
-    from agent.simulate import arrivals, policies, report, world
+    from agent.simulate import arrivals, report, world
     from agent.simulate import profile as profiles
 
     log.configure("error", "console")
     specs = list(dict.fromkeys(policy or POLICIES))
-    for spec in specs:
-        try:
-            policies.load(spec)
-        except ConfigError as error:
-            raise _fail_usage(f"--policy {spec}: {error.reason}") from None
+    loaded = load_policies(specs)
     try:
         device = profiles.load(profile or profiles.DEFAULT)
     except ConfigError as error:
@@ -79,9 +74,9 @@ def simulate(
     except arrivals.FileError as error:
         raise fail(str(error)) from None
     except arrivals.ArrivalsError as error:
-        raise _fail_usage(f"--jobs: {error}") from None
+        raise fail_usage(f"--jobs: {error}") from None
     scenario = world.Scenario(device, trace, coming, seed)
-    runs = {spec: world.simulate(scenario, policies.load(spec)) for spec in specs}
+    runs = {spec: world.simulate(scenario, made) for spec, made in loaded.items()}
     oracle = world.simulate_oracle(scenario)
     for name, run in runs.items():
         for what, times in run.policy_failures[:1]:
@@ -120,7 +115,6 @@ def _plot(runs: dict[str, Run], oracle: Run, trace: Trace, path: Path) -> None:
 
 def _print_table(found: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     oracle = found["oracle"]
@@ -139,13 +133,5 @@ def _print_table(found: dict[str, Any]) -> None:
         shown = (format(figures[key], form) for _, key, form in COLUMNS)
         shares = (figures["routes"].get(route, 0.0) for route in ("local", "cloud", "none"))
         table.add_row(name, *shown, *(f"{share:.0%}" for share in shares))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Piped, nothing is gained by folding lines.
-        console = Console(highlight=False, width=200)
-    console.print(table)
-
-
-def _fail_usage(message: str) -> typer.Exit:
-    print(f"edgewise: {message}", file=sys.stderr)
-    return typer.Exit(EXIT_USAGE)
+    out = console(markup=True)
+    out.print(table)

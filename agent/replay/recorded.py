@@ -10,8 +10,9 @@ from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, Entry, EntryError, 
 from agent.plugins import LoadedPolicy
 from agent.replay.estimators import Evaluation, Interval, Sample, evaluate, interval
 from agent.router.decider import Decider
+from agent.router.guard import Guard
 from policies import cost
-from policies.api import Estimate, Feedback, Learner, Plan, Situation, Why
+from policies.api import WITHDRAWN, Estimate, Feedback, Learner, Plan, Situation, Why
 from policies.expectation import expected_cost
 
 DEFER = "defer"
@@ -101,7 +102,10 @@ def replay(bodies: Iterable[bytes], policies: Mapping[str, LoadedPolicy]) -> Rep
         policies: Fresh ones, by the names they are to go by.
     """
     done = Replayed()
-    deciders = {name: Decider(loaded, TIMEOUT_S) for name, loaded in policies.items()}
+    # Of all of them, for there is one alarm.
+    guard = Guard(TIMEOUT_S)
+    guard.install()
+    deciders = {name: Decider(loaded, guard) for name, loaded in policies.items()}
     for entry in entries(bodies):
         if entry is None:
             done.malformed += 1
@@ -110,7 +114,6 @@ def replay(bodies: Iterable[bytes], policies: Mapping[str, LoadedPolicy]) -> Rep
         step = _step(entry, situation)
         names = [view.name for view in situation.open_routes]
         for name, decider in deciders.items():
-            decider.start()  # each takes the timer signal over from the one before
             plan, failed, _ = decider.decide(situation, names, may_defer=situation.job.deferrable)
             if failed is not None:
                 done.note_failure(name, failed.detail)
@@ -240,7 +243,7 @@ def _is_over(last: Step, following: Step) -> bool:
 def _settle_job(done: Replayed, steps: list[Step]) -> None:
     first, last = steps[0], steps[-1]
     unknown = last.end in {DEFERRED, DECIDED_AGAIN} or (last.end is None and not last.attempted)
-    if unknown or first.attempts_before or last.error == "cancelled":
+    if unknown or first.attempts_before or last.error == WITHDRAWN:
         done.incomplete += 1
         return
     failed = last.failed if last.end is None else last.error is not None

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -23,6 +23,9 @@ from agent.sensors.cpu import Cpu, CpuReading
 from agent.sensors.heat import Heat
 from agent.sensors.power import Power, PowerMeter
 from policies import api
+
+if TYPE_CHECKING:
+    from agent.sensors.link import LinkReading
 
 log = structlog.get_logger(__name__)
 
@@ -42,22 +45,6 @@ T = TypeVar("T")
 def since_boot() -> float:
     """Tell the seconds since the boot, those asleep included: time.monotonic leaves them out."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class LinkReading(Protocol):
-    """What is known of the network link; None is not known."""
-
-    @property
-    def up(self) -> bool | None:
-        """Whether it carries traffic."""
-
-    @property
-    def metered(self) -> bool | None:
-        """Whether it is paid by the byte."""
-
-    @property
-    def kind(self) -> str | None:
-        """One of ethernet, wifi, cellular, other."""
 
 
 class Sampler:
