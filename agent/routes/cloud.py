@@ -1,4 +1,4 @@
-"""A cloud route: one endpoint that speaks Open Inference Protocol v2 over HTTP."""
+"""A cloud route: one endpoint over HTTP, in the protocol that it speaks."""
 
 from __future__ import annotations
 
@@ -11,31 +11,26 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
-import msgspec
 
 from agent.config import Endpoint, Model, read_secret
 from agent.events import Probed
 from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes.circuit import Circuit
 from agent.routes.probe import Prober
+from agent.routes.protocols import Request, Response, Result, speak
 from agent.routes.requests import Requests, closed_for, was_fair
-from agent.wire import oip
 from policies import api
 
-MAX_DIGITS = 12  # of a header's length, which no response comes near
 # What an endpoint says of a request that another try there would not change.
 REFUSALS: dict[int, ErrorCode] = {
     HTTPStatus.BAD_REQUEST: ErrorCode.BAD_REQUEST,
     HTTPStatus.UNPROCESSABLE_ENTITY: ErrorCode.BAD_REQUEST,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ErrorCode.TOO_LARGE,
 }
+MOST_SAID = 200  # characters of an endpoint's own account of an error
 
 Prepare = Callable[[Job, float], Awaitable[tuple[Tensor, ...]]]
 Label = Callable[[str, tuple[Tensor, ...]], tuple[tuple[Tensor, ...], float | None]]
-
-
-class _ErrorResponse(msgspec.Struct):
-    error: str
 
 
 class _RefusedError(JobError):
@@ -72,12 +67,15 @@ class CloudRoute:
         self.endpoint = name
         self.name = f"{api.CLOUD}:{name}"
         self._settings = endpoint
-        self._urls = {
-            model: f"{endpoint.url.rstrip('/')}/v2/models/{served.name or model}/infer"
+        self._url = endpoint.url.rstrip("/")
+        # The models that it serves: the name here, and there.
+        self._names = {
+            model: served.name or model
             for model, configured in models.items()
             for served in configured.cloud
             if served.endpoint == name
         }
+        self._protocol = speak(endpoint, self._names)
         self._prepare = prepare
         self._label = label
         self._max_response_bytes = max_response_bytes
@@ -118,7 +116,7 @@ class CloudRoute:
             context = ssl.create_default_context(cafile=settings.ca_file)
         # One more than jobs can take, so that a probe never waits for them.
         connector = aiohttp.TCPConnector(limit=settings.max_in_flight + 1, ssl=context)
-        self._prober = Prober(self.endpoint, settings, connector)
+        self._prober = Prober(self.endpoint, settings, connector, self._protocol.probe_path)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -134,7 +132,7 @@ class CloudRoute:
 
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
-        is_served = job.model in self._urls
+        is_served = job.model in self._names
         return closed_for(self.endpoint, self.circuit, job, is_served=is_served)
 
     def price(self, job: Job) -> float:
@@ -157,7 +155,8 @@ class CloudRoute:
     async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
         began = self._clock()
         try:
-            body, headers = self._encode(job, job.inputs or await self._prepare(job, timeout_s))
+            inputs = job.inputs or await self._prepare(job, timeout_s)
+            request = self._protocol.encode(job, inputs)
             await self._requests.wait_for_turn(job, timeout_s - (self._clock() - began))
         except JobError as error:
             # An image that can't be decoded here is no better elsewhere.
@@ -166,8 +165,8 @@ class CloudRoute:
         running = self._clock()
         started()
         ahead = self._requests.bytes_up
-        with self._requests.under_way(job, len(body)):
-            outcome = await self._request(job, body, headers, timeout_s - (running - began))
+        with self._requests.under_way(job, len(request.body)):
+            outcome = await self._ask(job, request, timeout_s - (running - began))
         return replace(
             outcome,
             queue_s=running - began,
@@ -175,27 +174,24 @@ class CloudRoute:
             bytes_ahead=ahead,
         )
 
-    async def _request(
-        self, job: Job, body: bytes, headers: dict[str, str], left_s: float
-    ) -> Outcome:
+    async def _ask(self, job: Job, request: Request, left_s: float) -> Outcome:
         began = self._clock()
+        sent = len(request.body)
         received = 0
         try:
-            status, answer, header_length = await self._post(
-                job.model, body, headers, min(self._settings.timeout_s, left_s)
-            )
-            received = len(answer)
-            outputs, confidence = self._label(job.model, self._take(status, answer, header_length))
+            response = await self._exchange(request, min(self._settings.timeout_s, left_s))
+            received = len(response.body)
+            outputs, confidence = self._label(job.model, self._take(job, response).outputs)
         except JobError as error:
             self._judge(error, self._clock() - began)
-            return self._outcome(len(body), received, error=error)
+            return self._outcome(sent, received, error=error)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             broken = self._failure(failure)
             late = isinstance(failure, TimeoutError)
             self._judge(broken, self._clock() - began, late=late)
-            return self._outcome(len(body), received, error=broken, timed_out=late)
+            return self._outcome(sent, received, error=broken, timed_out=late)
         self.circuit.succeed()
-        return self._outcome(len(body), received, outputs=outputs, confidence=confidence)
+        return self._outcome(sent, received, outputs=outputs, confidence=confidence)
 
     def _judge(self, error: JobError, took_s: float, *, late: bool = False) -> None:
         """Hold a failure against the endpoint where it is the endpoint's."""
@@ -208,23 +204,7 @@ class CloudRoute:
         cost = self._settings.cost(sent + received)
         return Outcome(bytes_up=sent, bytes_down=received, cost=cost, **result)
 
-    def _encode(self, job: Job, inputs: tuple[Tensor, ...]) -> tuple[bytes, dict[str, str]]:
-        head: dict[str, Any] = {"id": job.id}
-        if self._settings.binary:
-            head["parameters"] = {"binary_data_output": True}
-        if job.outputs:
-            head["outputs"] = [{"name": name} for name in job.outputs]
-        body, header_length = oip.encode(head, "inputs", inputs, binary=self._settings.binary)
-        if header_length is None:
-            return body, {"Content-Type": "application/json"}
-        return body, {
-            "Content-Type": "application/octet-stream",
-            oip.HEADER_LENGTH_HTTP: str(header_length),
-        }
-
-    async def _post(
-        self, model: str, body: bytes, headers: dict[str, str], timeout_s: float
-    ) -> tuple[int, bytes, int | None]:
+    async def _exchange(self, request: Request, timeout_s: float) -> Response:
         assert self._session is not None, "the route is not started"
         timeout = aiohttp.ClientTimeout(
             total=max(timeout_s, 0.001),
@@ -232,29 +212,30 @@ class CloudRoute:
             # By default longer times are rounded up to whole seconds: too late for a deadline.
             ceil_threshold=math.inf,
         )
-        async with self._session.post(
-            self._urls[model], data=body, headers=headers, timeout=timeout, allow_redirects=False
+        async with self._session.request(
+            request.method,
+            self._url + request.path,
+            data=request.body,
+            headers=request.headers,
+            timeout=timeout,
+            allow_redirects=False,
         ) as response:
-            answer = bytearray()
+            body = bytearray()
             async for piece in response.content.iter_any():
-                answer += piece
-                if len(answer) > self._max_response_bytes:
+                body += piece
+                if len(body) > self._max_response_bytes:
                     raise JobError(
                         ErrorCode.ENDPOINT_ERROR,
                         f"endpoint '{self.endpoint}': its response is longer than "
                         f"{self._max_response_bytes} bytes",
                     )
-            length = response.headers.get(oip.HEADER_LENGTH_HTTP, "")
-            return (
-                response.status,
-                bytes(answer),
-                int(length) if length.isdecimal() and len(length) < MAX_DIGITS else None,
-            )
+            return Response(response.status, response.headers, bytes(body))
 
-    def _take(self, status: int, answer: bytes, header_length: int | None) -> tuple[Tensor, ...]:
+    def _take(self, job: Job, response: Response) -> Result:
+        status = response.status
         if status == HTTPStatus.OK:
             try:
-                return oip.decode_response(answer, header_length)
+                return self._protocol.decode(job, response)
             except JobError as error:
                 raise JobError(
                     ErrorCode.ENDPOINT_ERROR,
@@ -263,9 +244,11 @@ class CloudRoute:
         # It may refuse one model, or our token, and be well; too many requests is its own trouble.
         refused = 400 <= status < 500 and status != HTTPStatus.TOO_MANY_REQUESTS  # noqa: PLR2004
         kind = _RefusedError if refused else JobError
+        said = self._protocol.explain(response)[:MOST_SAID]
         raise kind(
             REFUSALS.get(status, ErrorCode.ENDPOINT_ERROR),
-            f"endpoint '{self.endpoint}' answered with status {status}{_said(answer)}",
+            f"endpoint '{self.endpoint}' answered with status {status}"
+            + (f": {said}" if said else ""),
         )
 
     def _failure(self, failure: Exception) -> JobError:
@@ -276,11 +259,3 @@ class CloudRoute:
         else:
             text = f"failed: {str(failure) or type(failure).__name__}"
         return JobError(ErrorCode.ENDPOINT_ERROR, f"endpoint '{self.endpoint}' {text}")
-
-
-def _said(answer: bytes) -> str:
-    """Give an error response's own sentence; other bodies may hold anything, inputs included."""
-    try:
-        return f": {msgspec.json.decode(answer, type=_ErrorResponse).error[:200]}"
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ""

@@ -17,7 +17,6 @@ from agent.config import Endpoint
 from agent.events import Probed
 
 # Any HTTP answer will do: what counts is that one came, and when. No more of it is read than this.
-PATH = "/v2/health/live"
 TIMEOUT_S = 5.0
 MOST_BYTES = 4096
 
@@ -33,16 +32,19 @@ class _Connecting:
 class Prober:
     """Probes one endpoint."""
 
-    def __init__(self, endpoint: str, settings: Endpoint, connector: aiohttp.BaseConnector) -> None:
+    def __init__(
+        self, endpoint: str, settings: Endpoint, connector: aiohttp.BaseConnector, path: str
+    ) -> None:
         """Set it up.
 
         Args:
             endpoint: The endpoint's name.
             settings: Its settings.
             connector: Whose connections are used; it stays its owner's.
+            path: What is asked for, behind the endpoint's URL.
         """
         self._endpoint = endpoint
-        self._url = settings.url.rstrip("/") + PATH
+        self._url = settings.url.rstrip("/") + path
         self._timeout = aiohttp.ClientTimeout(
             total=min(TIMEOUT_S, settings.timeout_s),
             connect=settings.connect_timeout_s,

@@ -10,6 +10,7 @@ from agent import config
 from agent.job import ErrorCode
 from agent.routes.circuit import OPENS_AFTER, PAUSE_FIRST_S, PAUSE_LAST_S, Circuit
 from agent.routes.cloud import CloudRoute
+from agent.routes.protocols import Response
 
 
 @pytest.fixture
@@ -136,9 +137,9 @@ class Endpoint:
             max_response_bytes=100,
             clock=clock,
         )
-        monkeypatch.setattr(self.route, "_post", self.post)
+        monkeypatch.setattr(self.route, "_exchange", self.exchange)
 
-    async def post(self, *request):
+    async def exchange(self, *request):
         ended = asyncio.get_running_loop().create_future()
         await self.requests.put(ended)
         return await ended
@@ -165,7 +166,7 @@ async def test_an_endpoint_has_one_trial_at_a_time(opened, make_job):
     assert opened.route.closed_for(make_job()) is None
     task, ended = await opened.send(make_job())
     assert opened.route.closed_for(make_job()).code is ErrorCode.ENDPOINT_ERROR
-    ended.set_result((200, b'{"outputs": []}', None))
+    ended.set_result(Response(200, {}, b'{"outputs": []}'))
     assert (await task).error is None
     assert opened.route.closed_for(make_job()) is None
 
