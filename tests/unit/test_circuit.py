@@ -196,6 +196,6 @@ async def test_a_model_that_the_endpoint_lacks_does_not_close_the_endpoint(
     endpoint = Endpoint(clock, monkeypatch)
     for _ in range(OPENS_AFTER + 1):
         task, ended = await endpoint.send(make_job())
-        ended.set_result((404, b'{"error": "no such model"}', None))
+        ended.set_result(Response(404, {}, b'{"error": "no such model"}'))
         assert (await task).error.code is ErrorCode.ENDPOINT_ERROR
     assert endpoint.route.closed_for(make_job()) is None
