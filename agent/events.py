@@ -94,6 +94,15 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """A piece of a text came in, long before the whole is an answer."""
+
+    job: Job
+    route: str  # a RouteView's name
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Attempted:
     """One attempt ended, well or badly."""
 

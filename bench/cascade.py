@@ -33,7 +33,7 @@ from agent.job import Answer, Job, JobError, Load, Outcome
 from agent.plugins import LoadedPolicy
 from agent.router.decider import Decider
 from agent.router.router import Router
-from agent.routes import labels
+from agent.routes import labels, unheard
 from agent.routes.interpreter import Model
 from agent.routes.messages import ModelSpec
 from agent.sensors.sampler import Sampler
@@ -116,9 +116,15 @@ class Replayed:
         """For nothing."""
         return 0.0
 
-    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None] = unheard,
+    ) -> Outcome:
         """Give the model's answer, and count."""
-        del timeout_s
+        del timeout_s, streamed
         started()
         self.sent[job.id] += 1
         await asyncio.sleep(0.01)

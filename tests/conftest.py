@@ -116,7 +116,8 @@ class Cloud:
         self.url = f"http://127.0.0.1:{self.port}"
         self.seen: list[str] = []  # the jobs' ids
         self.requests: list[dict[str, Any]] = []
-        self.behaviour = "serve"  # or hang, fail, garbage, reject
+        self.behaviour = "serve"  # or hang, fail, garbage, reject, json_only
+        self.metadata: dict[str, Any] = {}  # what it says of itself and its models, by path
         self._released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._arrived = asyncio.Condition()
         self._runner: web.AppRunner | None = None
@@ -125,6 +126,7 @@ class Cloud:
     async def start(self) -> None:
         application = web.Application(client_max_size=2**26)
         application.router.add_post("/v2/models/{model}/infer", self._infer)
+        application.router.add_get("/{path:v2.*}", self._tell)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
@@ -151,7 +153,15 @@ class Cloud:
         async with asyncio.timeout(WAIT_S), self._arrived:
             await self._arrived.wait_for(lambda: job_id in self.seen)
 
+    async def _tell(self, request: web.Request) -> web.Response:
+        told = self.metadata.get(request.path)
+        if told is None:
+            return web.json_response({"error": "not found"}, status=404)
+        return web.json_response(told)
+
     async def _infer(self, request: web.Request) -> web.Response:
+        if self.behaviour == "json_only" and request.content_type != "application/json":
+            return web.json_response({"detail": "Unsupported Media Type"}, status=415)
         body = await request.read()
         length = int(request.headers.get("Inference-Header-Content-Length", len(body)))
         header = json.loads(body[:length])

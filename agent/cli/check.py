@@ -70,6 +70,14 @@ async def _check(config: Config, where: str, findings: _Findings) -> None:
             findings.warnings.append(
                 f"{where}: models.{name}.sha256 is missing: a changed file would not be noticed"
             )
+        image = model.image_input
+        if model.path is None and image is not None and image.size is None:
+            sizeless = [served.endpoint for served in model.cloud if served.image == "tensor"]
+            if sizeless:
+                findings.warnings.append(
+                    f"{where}: models.{name}.preprocess.size is missing: images are sized as "
+                    f"endpoint '{sizeless[0]}' says, if it does"
+                )
     sound, refused = await probe(config.models, config.local)
     findings.models += sorted(sound)
     findings.errors += [f"{where}: models.{name}: {why}" for name, why in refused.items()]

@@ -164,11 +164,16 @@ def _check_references(config: Config, sources: Sources) -> None:
         if model.path is None and not model.cloud:
             refuse("needs a path, or a cloud endpoint that serves it", "models", name)
         image = model.image_input
-        if model.path is None and image is not None and image.size is None:
-            refuse("a cloud-only image model needs preprocess.size", "models", name, "preprocess")
         for served in model.cloud:
             if served.endpoint not in config.endpoints:
                 refuse(f"unknown endpoint '{served.endpoint}'", "models", name, "cloud")
+            if served.image == "original" and image is None:
+                refuse(
+                    'image = "original" is for models with an image preprocess',
+                    "models",
+                    name,
+                    "cloud",
+                )
 
 
 def _check_url(

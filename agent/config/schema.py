@@ -11,6 +11,7 @@ import msgspec
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 GIB = 2**30
+MILLION = 1_000_000
 CLOCK = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 # TOML knows inf, timers and prices do not.
@@ -120,6 +121,8 @@ class CloudModel(_Section, frozen=True):
 
     endpoint: str
     name: str = ""  # the model's name there; default: the same
+    # How an image gets there: as the tensor that preprocess makes, or as the file that came in.
+    image: Literal["tensor", "original"] = "tensor"
 
 
 class Model(_Section, frozen=True):
@@ -153,13 +156,22 @@ class Endpoint(_Section, frozen=True):
     ca_file: str | None = None
     price_per_request: NotNegative = 0.0
     price_per_gib: NotNegative = 0.0
+    # Of text models, by the endpoint's own count of tokens.
+    price_per_million_input_tokens: NotNegative = 0.0
+    price_per_million_output_tokens: NotNegative = 0.0
     max_in_flight: Count = 32
-    binary: bool = False  # whether the server takes OIP's binary tensor extension
+    # Whether the server takes OIP's binary tensor extension; auto: as it says, else tried once.
+    binary: bool | Literal["auto"] = "auto"
     probe_interval_s: Positive = 10.0  # while there is no traffic; a minute at least where metered
 
-    def cost(self, carried_bytes: float) -> float:
-        """Give what a request costs that carries so many bytes, both ways together."""
-        return self.price_per_request + self.price_per_gib * carried_bytes / GIB
+    def cost(self, carried_bytes: float, input_tokens: int = 0, output_tokens: int = 0) -> float:
+        """Give what a request costs that carries so much; bytes count both ways together."""
+        return (
+            self.price_per_request
+            + self.price_per_gib * carried_bytes / GIB
+            + self.price_per_million_input_tokens * input_tokens / MILLION
+            + self.price_per_million_output_tokens * output_tokens / MILLION
+        )
 
 
 class Policy(_Section, frozen=True):

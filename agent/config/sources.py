@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -101,6 +101,9 @@ def _takes_text(path: tuple[str, ...]) -> bool:
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
             return False
         kind = {f.name: f.type for f in msgspec.structs.fields(kind)}.get(part)
+    if bool in get_args(kind):
+        # What is no TOML, such as a bare word, is text all the same.
+        return False
     try:
         msgspec.convert("", kind)
     except (msgspec.ValidationError, TypeError) as error:

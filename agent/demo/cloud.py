@@ -40,6 +40,7 @@ class StandInCloud:
         application = web.Application(client_max_size=MAX_BODY_BYTES)
         application.add_routes(
             [
+                web.get("/v2", self._about),
                 web.get("/v2/health/live", self._health),
                 web.get("/v2/health/ready", self._health),
                 web.get(f"/v2/models/{self._name}", self._metadata),
@@ -52,6 +53,11 @@ class StandInCloud:
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.json_response({"live": True, "ready": True})
+
+    async def _about(self, _request: web.Request) -> web.Response:
+        return web.json_response(
+            {"name": "edgewise-stand-in", "version": "2", "extensions": ["binary_tensor_data"]}
+        )
 
     async def _metadata(self, _request: web.Request) -> web.Response:
         ports = {

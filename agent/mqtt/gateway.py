@@ -16,7 +16,7 @@ from paho.mqtt.properties import Properties
 
 from agent import __version__
 from agent.config import Limits
-from agent.events import Accepted, BadMessage, Deferred, Events, Retrying, Started
+from agent.events import Accepted, BadMessage, Deferred, Events, Retrying, Started, Streamed
 from agent.job import ID_PATTERN, Answer, Asker, make_id
 from agent.lifecycle import Lifecycle, UndeliveredError
 from agent.mqtt.link import Broker, Delivery, PublishRefusedError, Will
@@ -94,6 +94,12 @@ class Gateway:
         lifecycle.outbox.connect(self._deliver)
         events.subscribe(Accepted, lambda event: self._progress(event.job.id, "accepted"))
         events.subscribe(Started, lambda event: self._progress(event.job.id, "started"))
+        events.subscribe(
+            Streamed,
+            lambda event: self._progress(
+                event.job.id, "streaming", route=event.route, text=event.text
+            ),
+        )
         events.subscribe(Retrying, self._on_retrying)
         events.subscribe(
             Deferred,

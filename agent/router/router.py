@@ -12,7 +12,7 @@ import structlog
 
 from agent.config import Budget, Model
 from agent.estimate import Estimates
-from agent.events import Attempted, Decided, Events, Retrying, Started
+from agent.events import Attempted, Decided, Events, Retrying, Started, Streamed
 from agent.job import (
     Account,
     Answer,
@@ -265,10 +265,14 @@ class Router:
             if seen:
                 self._events.emit(Started(job, plan.route or ""))
 
+        def streamed(text: str) -> None:
+            if seen:
+                self._events.emit(Streamed(job, plan.route or "", text))
+
         timeout_s = self._around.attempt_timeout_s(job, route, tried)
         called_off: asyncio.CancelledError | None = None
         try:
-            outcome = await route.run(job, timeout_s, started)
+            outcome = await route.run(job, timeout_s, started, streamed)
         except asyncio.CancelledError as cancelled:
             called_off = cancelled
             outcome = self._called_off(job, route, began, started_at)

@@ -8,6 +8,10 @@ from typing import Protocol
 from agent.job import Job, JobError, Load, Outcome
 
 
+def unheard(_text: str) -> None:
+    """Take a piece of text that nobody waits for."""
+
+
 class Route(Protocol):
     """One way to run a job.
 
@@ -40,11 +44,18 @@ class Route(Protocol):
     def price(self, job: Job) -> float:
         """The least that the job costs on this route, as far as the configuration tells."""
 
-    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None] = unheard,
+    ) -> Outcome:
         """Run the job.
 
         Args:
             job: The job.
             timeout_s: How long this attempt may take, waiting included.
             started: Called when the waiting ends and the run begins.
+            streamed: Called with each piece of a text that comes bit by bit.
         """

@@ -15,9 +15,11 @@ import aiohttp
 from agent.config import Endpoint, Model, read_secret
 from agent.events import Probed
 from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
+from agent.routes import unheard
 from agent.routes.circuit import Circuit
+from agent.routes.introduction import Introduction
 from agent.routes.probe import Prober
-from agent.routes.protocols import Request, Response, Result, speak
+from agent.routes.protocols import Port, Request, Response, Result, Tokens, speak
 from agent.routes.requests import Requests, closed_for, was_fair
 from policies import api
 
@@ -27,9 +29,10 @@ REFUSALS: dict[int, ErrorCode] = {
     HTTPStatus.UNPROCESSABLE_ENTITY: ErrorCode.BAD_REQUEST,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ErrorCode.TOO_LARGE,
 }
+NO_TOKENS = Tokens(0, 0)
 MOST_SAID = 200  # characters of an endpoint's own account of an error
 
-Prepare = Callable[[Job, float], Awaitable[tuple[Tensor, ...]]]
+Prepare = Callable[[Job, float, Port | None], Awaitable[tuple[Tensor, ...]]]
 Label = Callable[[str, tuple[Tensor, ...]], tuple[tuple[Tensor, ...], float | None]]
 
 
@@ -59,7 +62,8 @@ class CloudRoute:
             name: The endpoint's name in the configuration.
             endpoint: Its settings.
             models: All models of the configuration, those not served here included.
-            prepare: Turns an image job into tensors, within seconds.
+            prepare: Turns an image job into tensors, within seconds, for the only input of the
+                endpoint's model, where that is known.
             label: Adds labels to a model's outputs.
             max_response_bytes: A longer response is an error.
             clock: Monotonic seconds.
@@ -68,20 +72,22 @@ class CloudRoute:
         self.name = f"{api.CLOUD}:{name}"
         self._settings = endpoint
         self._url = endpoint.url.rstrip("/")
-        # The models that it serves: the name here, and there.
-        self._names = {
-            model: served.name or model
+        self._served = {
+            model: served
             for model, configured in models.items()
             for served in configured.cloud
             if served.endpoint == name
         }
-        self._protocol = speak(endpoint, self._names)
+        self._protocol = speak(endpoint, self._served)
         self._prepare = prepare
         self._label = label
         self._max_response_bytes = max_response_bytes
         self._clock = clock
         self.circuit = Circuit(clock)
         self._requests = Requests(name, endpoint.max_in_flight, clock)
+        self._introduction = Introduction(
+            name, self._protocol, self._exchange, endpoint.timeout_s, clock
+        )
         self._session: aiohttp.ClientSession | None = None
         self._prober: Prober | None = None
 
@@ -122,9 +128,11 @@ class CloudRoute:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
         )
+        self._introduction.begin()
 
     async def stop(self) -> None:
         """Close the connections."""
+        await self._introduction.end()
         if self._prober is not None:
             await self._prober.close()
         if self._session is not None:
@@ -132,17 +140,23 @@ class CloudRoute:
 
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
-        is_served = job.model in self._names
+        is_served = job.model in self._served
         return closed_for(self.endpoint, self.circuit, job, is_served=is_served)
 
     def price(self, job: Job) -> float:
         """What the request costs if nothing comes back; see `Route`."""
         return self._settings.cost(job.input_bytes)
 
-    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None] = unheard,
+    ) -> Outcome:
         """Run the job at the endpoint; see `Route`."""
         with self.circuit.attempt():
-            return await self._run(job, timeout_s, started)
+            return await self._run(job, timeout_s, started, streamed)
 
     async def probe(self) -> Probed:
         """Ask the endpoint whether it is there: see `Prober`."""
@@ -150,12 +164,21 @@ class CloudRoute:
         found = await self._prober.probe()
         if found.reachable:
             self.circuit.answered_probe()
+            self._introduction.begin()
         return found
 
-    async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def _run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None],
+    ) -> Outcome:
         began = self._clock()
         try:
-            inputs = job.inputs or await self._prepare(job, timeout_s)
+            if not self._protocol.knows_enough(job):
+                await self._introduction.wait(timeout_s)
+            inputs = await self._inputs(job, timeout_s - (self._clock() - began))
             request = self._protocol.encode(job, inputs)
             await self._requests.wait_for_turn(job, timeout_s - (self._clock() - began))
         except JobError as error:
@@ -166,7 +189,7 @@ class CloudRoute:
         started()
         ahead = self._requests.bytes_up
         with self._requests.under_way(job, len(request.body)):
-            outcome = await self._ask(job, request, timeout_s - (running - began))
+            outcome = await self._ask(job, inputs, request, timeout_s - (running - began), streamed)
         return replace(
             outcome,
             queue_s=running - began,
@@ -174,14 +197,33 @@ class CloudRoute:
             bytes_ahead=ahead,
         )
 
-    async def _ask(self, job: Job, request: Request, left_s: float) -> Outcome:
+    async def _inputs(self, job: Job, timeout_s: float) -> tuple[Tensor, ...]:
+        if job.image is None or self._protocol.takes_image(job.model):
+            return job.inputs
+        return await self._prepare(job, timeout_s, self._protocol.image_port(job.model))
+
+    async def _ask(
+        self,
+        job: Job,
+        inputs: tuple[Tensor, ...],
+        request: Request,
+        left_s: float,
+        streamed: Callable[[str], None],
+    ) -> Outcome:
         began = self._clock()
-        sent = len(request.body)
-        received = 0
+        timeout_s = min(self._settings.timeout_s, left_s)
+        sent = received = 0
+        again: Request | None = request
         try:
-            response = await self._exchange(request, min(self._settings.timeout_s, left_s))
-            received = len(response.body)
-            outputs, confidence = self._label(job.model, self._take(job, response).outputs)
+            while again is not None:
+                request = again
+                sent += len(request.body)
+                left_s = timeout_s - (self._clock() - began)
+                response = await self._exchange(request, left_s, streamed)
+                received += len(response.body)
+                again = self._protocol.rephrase(job, inputs, request, response)
+            result = self._take(job, request, response)
+            outputs, confidence = self._label(job.model, result.outputs)
         except JobError as error:
             self._judge(error, self._clock() - began)
             return self._outcome(sent, received, error=error)
@@ -191,7 +233,8 @@ class CloudRoute:
             self._judge(broken, self._clock() - began, late=late)
             return self._outcome(sent, received, error=broken, timed_out=late)
         self.circuit.succeed()
-        return self._outcome(sent, received, outputs=outputs, confidence=confidence)
+        self._introduction.begin()
+        return self._outcome(sent, received, result.tokens, outputs=outputs, confidence=confidence)
 
     def _judge(self, error: JobError, took_s: float, *, late: bool = False) -> None:
         """Hold a failure against the endpoint where it is the endpoint's."""
@@ -200,11 +243,15 @@ class CloudRoute:
         elif not late or was_fair(took_s, self._settings.timeout_s):
             self.circuit.fail(error.message)
 
-    def _outcome(self, sent: int, received: int, **result: Any) -> Outcome:
-        cost = self._settings.cost(sent + received)
+    def _outcome(
+        self, sent: int, received: int, tokens: Tokens = NO_TOKENS, **result: Any
+    ) -> Outcome:
+        cost = self._settings.cost(sent + received, tokens.input, tokens.output)
         return Outcome(bytes_up=sent, bytes_down=received, cost=cost, **result)
 
-    async def _exchange(self, request: Request, timeout_s: float) -> Response:
+    async def _exchange(
+        self, request: Request, timeout_s: float, streamed: Callable[[str], None] = unheard
+    ) -> Response:
         assert self._session is not None, "the route is not started"
         timeout = aiohttp.ClientTimeout(
             total=max(timeout_s, 0.001),
@@ -229,13 +276,17 @@ class CloudRoute:
                         f"endpoint '{self.endpoint}': its response is longer than "
                         f"{self._max_response_bytes} bytes",
                     )
+                if request.listen is not None and response.status == HTTPStatus.OK:
+                    text = request.listen(piece)
+                    if text:
+                        streamed(text)
             return Response(response.status, response.headers, bytes(body))
 
-    def _take(self, job: Job, response: Response) -> Result:
+    def _take(self, job: Job, request: Request, response: Response) -> Result:
         status = response.status
         if status == HTTPStatus.OK:
             try:
-                return self._protocol.decode(job, response)
+                return self._protocol.decode(job, request, response)
             except JobError as error:
                 raise JobError(
                     ErrorCode.ENDPOINT_ERROR,

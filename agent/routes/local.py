@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from agent.config import Local, Model
+import msgspec
+
+from agent.config import ImageInput, Local, Model
 from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
-from agent.routes import fitting, labels, messages
+from agent.routes import fitting, labels, messages, unheard
 from agent.routes.messages import (
     Arena,
     Failed,
@@ -22,6 +24,8 @@ from agent.routes.messages import (
 )
 from agent.routes.pool import LOAD_TIMEOUT_S, Placement, Result, WorkerPool
 from agent.routes.process import WorkerDiedError, WorkerProcess
+from agent.routes.protocols import Port
+from agent.routes.protocols.ports import image_size
 from policies import api
 
 # Something else may have killed the process: the model is to blame if it happens again.
@@ -115,7 +119,13 @@ class LocalRoute:
         """Nothing: no money is spent on the device."""
         return 0.0
 
-    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None] = unheard,  # noqa: ARG002 - part of `Route`
+    ) -> Outcome:
         """Run the job on a worker; see `Route`."""
         try:
             place = self._place_job(job)
@@ -149,8 +159,16 @@ class LocalRoute:
             confidence=confidence,
         )
 
-    async def prepare(self, job: Job, timeout_s: float) -> tuple[Tensor, ...]:
+    async def prepare(
+        self, job: Job, timeout_s: float, port: Port | None = None
+    ) -> tuple[Tensor, ...]:
         """Turn an image job's image into the tensors that its model takes, in real numbers.
+
+        Args:
+            job: The job.
+            timeout_s: How long it may take.
+            port: The input of the model at an endpoint, where that is known; it has the size that
+                the configuration doesn't name.
 
         Raises:
             JobError: The image can't be decoded, or the model takes none.
@@ -159,15 +177,27 @@ class LocalRoute:
         if settings is None or job.image is None:
             raise _takes_no_images(job.model)
         image = job.image
-        if settings.size is None and job.model in self._refused:
-            # Only the model could tell the size.
-            raise JobError(ErrorCode.MODEL_ERROR, self._refused[job.model])
+        if settings.size is None and port is not None:
+            settings = _sized(settings, port)
+        if settings.size is None and job.model not in self._loaded:
+            raise self._of_unknown_size(job.model)
 
         def place(arena: Arena, slot: int) -> Request:
             arena.write([image])
             return Prepare(slot, job.model, len(image), settings)
 
         return (await self._ask(job, place, timeout_s, lambda: None)).outputs
+
+    def _of_unknown_size(self, model: str) -> JobError:
+        """Only a model on the device or at the endpoint could tell the size."""
+        return JobError(
+            ErrorCode.MODEL_ERROR,
+            self._refused.get(
+                model,
+                f"model '{model}': the endpoint does not tell what size of image it takes: set "
+                "preprocess.size",
+            ),
+        )
 
     def label(
         self, model: str, outputs: tuple[Tensor, ...]
@@ -251,6 +281,17 @@ def _spec(name: str, model: Model) -> ModelSpec:
     return ModelSpec(
         name, model.path, model.sha256, model.threads, model.stateful, model.image_input
     )
+
+
+def _sized(settings: ImageInput, port: Port) -> ImageInput:
+    known = image_size(port)
+    if known is None:
+        return settings
+    height, width, channels = known
+    color = settings.color
+    if color == "auto" and channels == 1:
+        color = "grey"
+    return msgspec.structs.replace(settings, size=(width, height), color=color)
 
 
 def _takes_no_images(model: str) -> JobError:

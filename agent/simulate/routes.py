@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from agent.events import Probed
 from agent.job import ErrorCode, Job, JobError, Load, Outcome
+from agent.routes import unheard
 from agent.routes.circuit import Circuit
 from agent.routes.local import MIDDLING
 from agent.routes.probe import TIMEOUT_S as PROBE_TIMEOUT_S
@@ -101,7 +102,13 @@ class SimulatedLocal:
         """Nothing: no money is spent on the device."""
         return 0.0
 
-    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None] = unheard,  # noqa: ARG002 - part of `Route`
+    ) -> Outcome:
         """Run the job on a worker; see `Route`."""
         began = self._clock()
         waiting = self._waiting(job, began + timeout_s)
@@ -247,7 +254,13 @@ class SimulatedCloud:
         """What the request costs if nothing comes back; see `Route`."""
         return self._settings.cost(job.input_bytes)
 
-    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None] = unheard,  # noqa: ARG002 - part of `Route`
+    ) -> Outcome:
         """Run the job at the endpoint; see `Route`."""
         if self._patient:
             timeout_s = max(job.deadline_at - self._clock(), timeout_s)

@@ -13,11 +13,13 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from agent.job import Tensor
+from agent.job import BYTES, Tensor
 from agent.wire import tensors
 from agent.wire.tensors import bad_request
 
 HEADER_LENGTH_HTTP = "Inference-Header-Content-Length"
+# How MLServer marks BYTES that JSON could not hold otherwise.
+BASE64 = "base64"
 MAX_TENSORS = 256
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
@@ -126,8 +128,12 @@ def take_tensors(wire: Sequence[WireTensor], raw: memoryview) -> tuple[Tensor, .
         if size is None:
             if not bytes(tensor.data):
                 raise bad_request(f"input '{tensor.name}': no data")
+            plain = tensors.from_json(
+                tensor.name, tensor.datatype, tensor.shape, bytes(tensor.data)
+            )
+            is_base64 = (tensor.parameters or {}).get("content_type") == BASE64
             taken.append(
-                tensors.from_json(tensor.name, tensor.datatype, tensor.shape, bytes(tensor.data))
+                tensors.base64_from_json(plain) if is_base64 and tensor.datatype == BYTES else plain
             )
             continue
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -163,6 +169,8 @@ def encode(
         if binary:
             entry["parameters"] = {"binary_data_size": len(tensor.data)}
             raw.append(tensor.data)
+        elif tensor.datatype == BYTES and (encoded := tensors.base64_to_json(tensor)) is not None:
+            entry |= {"parameters": {"content_type": BASE64}, "data": encoded}
         else:
             entry["data"] = tensors.to_json(tensor)
         described.append(entry)

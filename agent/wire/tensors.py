@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -50,7 +52,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: bytes) -> 
     """
     count = _element_count(name, datatype, shape)
     if datatype == BYTES:
-        found = sum(1 for _ in _split_elements(name, data))
+        found = sum(1 for _ in split_elements(name, data))
         if found != count:
             raise bad_request(
                 f"input '{name}': shape {list(shape)} wants {count} BYTES elements, got {found}"
@@ -87,10 +89,37 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Te
     return Tensor(name, datatype, tuple(shape), _pack_numbers(name, datatype, values))
 
 
+def base64_from_json(tensor: Tensor) -> Tensor:
+    """Take a BYTES tensor whose elements came as base64.
+
+    Raises:
+        JobError: (bad_request) they are none.
+    """
+    try:
+        elements = [
+            base64.b64decode(element, validate=True)
+            for element in split_elements(tensor.name, tensor.data)
+        ]
+    except ValueError:
+        raise bad_request(f"input '{tensor.name}': data is not base64") from None
+    return replace(tensor, data=pack_elements(elements))
+
+
+def base64_to_json(tensor: Tensor) -> list[str] | None:
+    """Give a BYTES tensor's elements as base64 where they are no text; None where they are."""
+    elements = split_elements(tensor.name, tensor.data)
+    try:
+        for element in elements:
+            element.decode()
+    except UnicodeDecodeError:
+        return [base64.b64encode(element).decode("ascii") for element in elements]
+    return None
+
+
 def to_json(tensor: Tensor) -> list[Any]:
     """Give the flat row-major list that OIP's JSON form carries."""
     if tensor.datatype == BYTES:
-        elements = _split_elements(tensor.name, tensor.data)
+        elements = split_elements(tensor.name, tensor.data)
         return [element.decode("utf-8", "replace") for element in elements]
     values: list[Any] = np.frombuffer(tensor.data, NUMPY_DTYPES[tensor.datatype]).tolist()
     return values
@@ -112,13 +141,18 @@ def strings(name: str, values: Sequence[str]) -> Tensor:
     return Tensor(name, BYTES, (len(values),), pack_elements(values))
 
 
-def pack_elements(values: Sequence[str]) -> bytes:
+def pack_elements(values: Sequence[str | bytes]) -> bytes:
     """Pack strings in OIP's binary BYTES layout."""
-    encoded = [value.encode() for value in values]
+    encoded = [value.encode() if isinstance(value, str) else value for value in values]
     return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)
 
 
-def _split_elements(name: str, data: bytes) -> list[bytes]:
+def split_elements(name: str, data: bytes) -> list[bytes]:
+    """Split BYTES data into its elements.
+
+    Raises:
+        JobError: (bad_request) the data are cut off.
+    """
     elements = []
     position = 0
     while position < len(data):

@@ -24,6 +24,7 @@ from agent.lifecycle import Lifecycle
 from agent.plugins import LoadedPolicy
 from agent.router.decider import Decider
 from agent.router.router import Router
+from agent.routes import unheard
 from agent.sensors.sampler import Sampler
 from agent.store import Store, timeline
 from agent.store.database import Batch, Database, Limits, Written
@@ -103,7 +104,13 @@ class FakeRoute:
     def price(self, job: Job) -> float:
         return self.costs
 
-    async def run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> Outcome:
+    async def run(
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None],
+        streamed: Callable[[str], None] = unheard,
+    ) -> Outcome:
         self.seen.append(job)
         self.timeouts.append(timeout_s)
         self.began.set()

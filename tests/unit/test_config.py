@@ -33,7 +33,12 @@ WRONG = [
         "invalid enum",
     ),
     (CLOUD_MODEL, "models.a.cloud", "unknown endpoint 'lab'"),
-    (f"{CLOUD_MODEL}preprocess = 'image'\n{LAB}", "models.a.preprocess", "needs preprocess.size"),
+    (
+        f"[models.a]\ncloud = [{{endpoint = 'lab', image = 'original'}}]\n{LAB}",
+        "models.a.cloud",
+        "models with an image preprocess",
+    ),
+    (f"{LAB}binary = 'maybe'", "endpoints.lab.binary", "invalid enum value 'maybe'"),
     ("[endpoints.lab]", "endpoints.lab", "missing required field `url`"),
     ("[endpoints.lab]\nurl = 'ftp://h'", "endpoints.lab.url", "want http://host:port"),
     ("[endpoints.lab]\nurl = 'http://u:p@h'", "endpoints.lab.url", "no credentials"),
@@ -136,6 +141,8 @@ def test_any_key_can_be_set_by_the_environment(loaded):
             "EDGEWISE_MQTT__USERNAME": "123",
             "EDGEWISE_LOCAL__WORKERS": "4",
             "EDGEWISE_ENDPOINTS__LAB__BINARY": "true",
+            "EDGEWISE_ENDPOINTS__FAR__URL": "http://h:2",
+            "EDGEWISE_ENDPOINTS__FAR__BINARY": "auto",
             "EDGEWISE_MODELS__DIGITS__PREPROCESS": "image",
             "EDGEWISE_POLICY__OPTIONS__CPU_ABOVE": "0.5",
             "EDGEWISE_POLICY__OPTIONS__NAME": "plain words",
@@ -147,6 +154,7 @@ def test_any_key_can_be_set_by_the_environment(loaded):
     assert config.mqtt.url == "mqtts://h:8883"
     assert (config.mqtt.reply_topics, config.mqtt.username) == (("a/#",), "123")
     assert (config.local.workers, config.endpoints["lab"].binary) == (4, True)
+    assert config.endpoints["far"].binary == "auto"
     assert config.models["Digits"].image_input == ImageInput()
     assert config.policy.options == {"cpu_above": 0.5, "name": "plain words"}
 

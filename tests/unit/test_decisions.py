@@ -219,7 +219,7 @@ async def test_a_decision_whose_run_was_put_back_on_disk_is_logged(serve, make_j
     DecisionLog(log.store, log.published.append).observe(served.built.observed)
     run = served.built.local.run
 
-    async def wait(job, timeout_s, started):
+    async def wait(job, timeout_s, started, streamed):
         served.built.local.began.set()
         await asyncio.Event().wait()
 

@@ -67,7 +67,7 @@ class Stage:
         self.local.run = self._enter
         self.local.does = self._work
 
-    async def _enter(self, job, timeout_s, started):
+    async def _enter(self, job, timeout_s, started, streamed):
         self.entered.append(job.id)
         await self._may_begin.wait()
         return await self._run(job, timeout_s, started)

@@ -41,7 +41,7 @@ async def queued(serve, until):
     async def build(*jobs, **limits):
         served = await serve(**{"max_waiting_jobs": len(jobs), **limits})
 
-        async def wait(job, timeout_s, started):
+        async def wait(job, timeout_s, started, streamed):
             served.built.local.seen.append(job)
             await hang()
 

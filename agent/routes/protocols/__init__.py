@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.config import Endpoint
-from agent.routes.protocols.interface import Protocol, Request, Response, Result
+from agent.config import CloudModel, Endpoint
+from agent.routes.protocols.interface import Port, Protocol, Request, Response, Result, Tokens
 from agent.routes.protocols.oip import OpenInference
 
-__all__ = ["Protocol", "Request", "Response", "Result", "speak"]
+__all__ = ["Port", "Protocol", "Request", "Response", "Result", "Tokens", "speak"]
 
 
-def speak(settings: Endpoint, names: Mapping[str, str]) -> Protocol:
+def speak(settings: Endpoint, models: Mapping[str, CloudModel]) -> Protocol:
     """Make the protocol that an endpoint speaks.
 
     Args:
         settings: The endpoint's settings.
-        names: The models that it serves: the name here, and there.
+        models: The models that it serves, by their names here.
     """
-    return OpenInference(names, binary=settings.binary)
+    return OpenInference(models, binary=settings.binary)
