@@ -39,6 +39,9 @@ from agent.sensors.link import Link, LinkReading
 from agent.sensors.sampler import Sampler
 from agent.store import LockedError, Store
 from agent.web import Web
+from agent.web.cards import make_card
+from agent.web.health import Health
+from agent.web.v2 import Inference
 
 log = structlog.get_logger(__name__)
 
@@ -108,13 +111,23 @@ class Daemon:
             state_interval_s=config.device.state_interval_s,
             control=Control(self.lifecycle, reload=self.reload, switch=self._switch).carry_out,
         )
+        self.inference = Inference(
+            self.lifecycle,
+            events,
+            limits=lambda: self.config.limits,
+            describe=lambda model: make_card(model, self.config.models, self.local),
+            unavailable=self.unavailable,
+            refused=self._refused,
+        )
         host, port = split_listen(config.http.listen)
         token_file = config.http.token_file
         self.web = Web(
             host,
             port,
-            registry=self.metrics.registry,
-            not_ready=self.not_ready,
+            (
+                *Health(self.metrics.registry, self.not_ready).routes(),
+                *self.inference.routes(),
+            ),
             token=None if token_file is None else read_secret(token_file, "http.token_file"),
         )
         self._started = False
@@ -134,17 +147,21 @@ class Daemon:
         events.subscribe(Attempted, self.router.learn)
         gauges.add(self.metrics, self, self.gateway.session)
 
-    def not_ready(self) -> str | None:
-        """Give the reason why jobs can't be served now, or None."""
+    def unavailable(self) -> str | None:
+        """Give the reason why no job can be taken on now, by whatever way it comes, or None."""
         if not self._started:
             return "starting"
         if self.store.trouble is not None:
             return f"store: {self.store.trouble}"
-        if self.gateway.trouble is not None:
-            return self.gateway.trouble
-        if self.local.refused:
-            return "models: " + "; ".join(self.local.refused.values())
         return None
+
+    def not_ready(self) -> str | None:
+        """Give the reason why not all is well for all jobs, or None."""
+        return self.unavailable() or self.gateway.trouble or self._refused()
+
+    def _refused(self) -> str | None:
+        refused = self.local.refused.values()
+        return "models: " + "; ".join(refused) if refused else None
 
     def state(self) -> dict[str, Any]:
         """Give the readings, each route's estimates, and what the local models take."""
@@ -300,7 +317,9 @@ class Daemon:
                     service.result()
                     raise RuntimeError(f"{service.get_name()} ended by itself")
             log.info("stopping", unfinished=self.lifecycle.unfinished)
+            self.inference.close()
             await self.gateway.drain(self.config.limits.shutdown_grace_s)
+            self.inference.release()
             await self.learned.save()
         finally:
             tasks = (*services, stop, subscribed)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -69,6 +70,10 @@ DATATYPE_SIZES = {
 BYTES = "BYTES"
 
 
+# Which outputs are answered in OIP's binary extension: all, none, or those of these names.
+BinaryOutputs = bool | tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A named array: `data` is row-major, little-endian, in OIP's binary layout."""
@@ -97,7 +102,7 @@ class Job:
     max_cost: float | None = None
     min_confidence: float | None = None  # below it a local answer is escalated
     deferrable: bool = False  # may wait for better conditions until its deadline
-    binary_output: bool = False  # answered in OIP's binary extension
+    binary_output: BinaryOutputs = False  # answered in OIP's binary extension
     named: bool = True  # its id is the requester's, not one that was made up
 
     @property
@@ -112,7 +117,19 @@ class Asker:
 
     topic: str | None = None  # None: the job's own result topic
     correlation: bytes | None = None  # goes back with the answer
-    binary: bool = False  # in OIP's binary extension
+    binary: BinaryOutputs = False  # in OIP's binary extension
+    waiter: Waiter | None = None  # takes it at once, in this process; not kept on disk
+
+
+class Waiter(Protocol):
+    """Somebody in this process who waits for a job's answer, such as an open HTTP request."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it waits no more."""
+
+    def take(self, answer: Answer) -> None:
+        """Take the answer, which is durable by then; no effect where it has gone."""
 
 
 @dataclass(frozen=True, slots=True)

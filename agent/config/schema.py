@@ -59,7 +59,7 @@ class Mqtt(_Section, frozen=True):
 
 
 class Http(_Section, frozen=True):
-    """The HTTP port for metrics and health."""
+    """The HTTP port: metrics, health, and jobs by Open Inference Protocol v2."""
 
     listen: str = "127.0.0.1:9464"
     token_file: str | None = None  # when set, everything but /healthz needs it

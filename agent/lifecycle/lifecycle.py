@@ -83,6 +83,8 @@ class Lifecycle:
         self._by_id: dict[str, Record] = {}
         self._tasks: dict[int, asyncio.Task[Answer | Deferral]] = {}
         self._settled: dict[int, list[Done]] = {}
+        # Who in this process waits for jobs that are on disk only.
+        self._waiters: dict[int, tuple[Asker, ...]] = {}
         self._wake = asyncio.Event()
         self._late_at = 0.0
         self._stopping = False
@@ -145,7 +147,7 @@ class Lifecycle:
             StoreError: It can't be taken on now.
         """
         self._require_store()
-        record = self._store.add_answer(answer, asker)
+        record = self._store.add_answer(answer, (asker,))
         self._hold(record)
         self._settled[record.n] = [taken]
         self._store.write(record, AT_ONCE_S, lambda: self._publish(record, record.askers))
@@ -390,11 +392,16 @@ class Lifecycle:
 
     def _hold(self, record: Record) -> None:
         self._live[record.n] = record
+        record.askers = (*record.askers, *self._waiters.pop(record.n, ()))
         if record.id is not None:
             self._by_id[record.id] = record
 
     def _drop(self, record: Record) -> None:
         self._live.pop(record.n, None)
+        if record.state is not State.PUBLISHED:
+            waiters = tuple(asker for asker in record.askers if _is_waiting(asker))
+            if waiters:
+                self._waiters[record.n] = waiters
         if record.id is not None and self._by_id.get(record.id) is record:
             del self._by_id[record.id]
 
@@ -540,13 +547,14 @@ class Lifecycle:
     def _give_up(self, record: Record, waiting: Sequence[Done]) -> None:
         """Answer a job that the store can't write: with an error that it can."""
         self._drop(record)
+        self._waiters.pop(record.n, None)
         self._line.leave(record)
         if record.n in self._tasks:
             self._tasks[record.n].cancel()
         if record.id is None:
             return  # that was the error
         answer = self._error(record, JobError(ErrorCode.INTERNAL, "the job can't be stored"))
-        error = self._store.add_answer(answer, record.askers[0])
+        error = self._store.add_answer(answer, record.askers)
         self._hold(error)
         self._settled[error.n] = [*self._settled.pop(record.n, ()), *waiting]
         self._store.write(error, AT_ONCE_S, lambda: self._publish(error, error.askers))
@@ -568,4 +576,13 @@ class Lifecycle:
 
 
 def _joined(askers: tuple[Asker, ...], asker: Asker) -> tuple[Asker, ...]:
-    return askers if asker in askers else (*askers[-MAX_ASKERS + 1 :], asker)
+    if asker in askers:
+        return askers
+    # Open requests are bounded by themselves, and each gets its answer.
+    waiting = (each for each in askers if _is_waiting(each))
+    remote = [each for each in askers if each.waiter is None]
+    return (*remote[-MAX_ASKERS + 1 :], *waiting, asker)
+
+
+def _is_waiting(asker: Asker) -> bool:
+    return asker.waiter is not None and not asker.waiter.gone

@@ -51,12 +51,23 @@ class Outbox:
         self._deliver = deliver
 
     def send(self, record: Record, askers: tuple[Asker, ...]) -> None:
-        """Deliver a record's answer to these askers."""
+        """Deliver a record's answer to these askers.
+
+        Where nobody is to be told by messages, its deliveries are over at once.
+        """
         assert record.answer is not None
+        for asker in askers:
+            if asker.waiter is not None:
+                asker.waiter.take(record.answer)
+        remote = [asker for asker in askers if asker.waiter is None]
+        if not remote:
+            if record.n not in self._tasks:
+                self._on_end(record, True)
+            return
         assert self._deliver is not None, "nobody delivers answers"
         loop = asyncio.get_running_loop()
         tasks = self._tasks.setdefault(record.n, set())
-        for asker in askers:
+        for asker in remote:
             task = loop.create_task(self._send(record, record.answer, asker))
             tasks.add(task)
             task.add_done_callback(lambda task: self._on_done(record, task))

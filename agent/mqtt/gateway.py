@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 from agent import __version__
 from agent.config import Limits
 from agent.events import Accepted, BadMessage, Deferred, Events, Retrying, Started, Streamed
-from agent.job import ID_PATTERN, Answer, Asker, make_id
+from agent.job import ID_PATTERN, Answer, Asker, BinaryOutputs, make_id
 from agent.lifecycle import Lifecycle, UndeliveredError
 from agent.mqtt.link import Broker, Delivery, PublishRefusedError, Will
 from agent.mqtt.session import Session
@@ -247,7 +247,7 @@ class Gateway:
         if self.session.connected:
             self.session.publish_lightly(f"{self._root}/decisions", body)
 
-    def _asker(self, delivery: Delivery, *, binary: bool = False) -> Asker:
+    def _asker(self, delivery: Delivery, *, binary: BinaryOutputs = False) -> Asker:
         reply = delivery.reply
         if reply is not None and _is_allowed(reply, self.reply_topics):
             return Asker(reply, delivery.correlation, binary)

@@ -206,7 +206,7 @@ class Store:
         self._used_bytes += job.input_bytes  # a guess, put right with the next look at the file
         return record
 
-    def add_answer(self, answer: Answer, asker: Asker) -> Record:
+    def add_answer(self, answer: Answer, askers: tuple[Asker, ...]) -> Record:
         """Make the record of an answer to a request that made no job."""
         now = self.now()
         record = Record(
@@ -218,7 +218,7 @@ class Store:
             deadline=now,
             state=State.ANSWERED,
             lane=OUTBOX,
-            askers=(asker,),
+            askers=askers,
             answer=answer,
         )
         self.counts[State.ANSWERED] += 1

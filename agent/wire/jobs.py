@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ import msgspec
 from agent.job import (
     ID_PATTERN,
     Answer,
+    BinaryOutputs,
     ErrorCode,
     Job,
     JobError,
@@ -97,8 +98,10 @@ def decode_job(
         if is_image(message):
             inputs: tuple[Tensor, ...] = ()
             names: tuple[str, ...] = ()
+            binary: BinaryOutputs = False
             job_id = _checked_id(message.properties.get("id"))
             parameters = _image_parameters(message.properties)
+            binary = parameters.binary_data_output
         else:
             header, raw = _split(message)
             request = _decode_header(header)
@@ -106,6 +109,7 @@ def decode_job(
             parameters = _convert(request.parameters or {}, strict=True)
             inputs = oip.take_tensors(request.inputs, raw)
             names = tuple(output.name for output in request.outputs or ())
+            binary = _binary_outputs(request.outputs or (), default=parameters.binary_data_output)
     except _HeaderError as error:
         raise RejectedJobError(error, error.id or _id_property(message)) from None
     except JobError as error:
@@ -128,7 +132,7 @@ def decode_job(
         max_cost=parameters.max_cost,
         min_confidence=parameters.min_confidence,
         deferrable=parameters.deferrable,
-        binary_output=parameters.binary_data_output,
+        binary_output=binary,
     )
 
 
@@ -137,7 +141,7 @@ def is_image(message: Message) -> bool:
     return message.content_type in IMAGE_TYPES or message.payload.startswith(IMAGE_MAGIC)
 
 
-def encode_answer(answer: Answer, *, binary: bool = False) -> tuple[bytes, int | None]:
+def encode_answer(answer: Answer, *, binary: BinaryOutputs = False) -> tuple[bytes, int | None]:
     """Encode an answer as OIP v2, or as the contract's error object.
 
     Returns:
@@ -149,7 +153,9 @@ def encode_answer(answer: Answer, *, binary: bool = False) -> tuple[bytes, int |
         parameters["code"] = error.code.value
         if error.retry_after_s is not None:
             parameters["retry_after_ms"] = round(error.retry_after_s * 1000)
-        body = {"id": answer.id, "error": error.message, "parameters": parameters}
+        body: dict[str, Any] = {"error": error.message, "parameters": parameters}
+        if answer.id:
+            body = {"id": answer.id, **body}
         return msgspec.json.encode(body), None
     head = {"id": answer.id, "model_name": answer.model, "parameters": parameters}
     return oip.encode(head, "outputs", answer.outputs, binary=binary)
@@ -230,6 +236,18 @@ def _split(message: Message) -> tuple[bytes, memoryview]:
 def _image_parameters(properties: Mapping[str, str]) -> JobParameters:
     known = {field.name for field in msgspec.structs.fields(JobParameters)}
     return _convert({k: v for k, v in properties.items() if k in known}, strict=False)
+
+
+def _binary_outputs(wanted: Sequence[oip.RequestedOutput], *, default: bool) -> BinaryOutputs:
+    """Tell which outputs are wanted as raw bytes; what an output says of itself goes first."""
+    binary = []
+    for output in wanted:
+        said = (output.parameters or {}).get("binary_data", default)
+        if not isinstance(said, bool):
+            raise bad_request(f"output '{output.name}': binary_data must be true or false")
+        if said:
+            binary.append(output.name)
+    return default if not wanted else len(binary) == len(wanted) or tuple(binary)
 
 
 def _convert(parameters: dict[str, Any], *, strict: bool) -> JobParameters:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from agent.job import BYTES, Tensor
+from agent.job import BYTES, BinaryOutputs, Tensor
 from agent.wire import tensors
 from agent.wire.tensors import bad_request
 
@@ -151,9 +151,15 @@ def take_tensors(wire: Sequence[WireTensor], raw: memoryview) -> tuple[Tensor, .
 
 
 def encode(
-    head: Mapping[str, Any], section: str, content: Iterable[Tensor], *, binary: bool
+    head: Mapping[str, Any], section: str, content: Iterable[Tensor], *, binary: BinaryOutputs
 ) -> tuple[bytes, int | None]:
     """Encode a request (section ``inputs``) or a response (``outputs``).
+
+    Args:
+        head: What stands beside the tensors.
+        section: Their key.
+        content: The tensors.
+        binary: Which of them go as raw bytes: all, none, or those of these names.
 
     Returns:
         The body, and the length of its JSON header where it is binary.
@@ -166,7 +172,7 @@ def encode(
             "shape": tensor.shape,
             "datatype": tensor.datatype,
         }
-        if binary:
+        if binary is True or (binary and tensor.name in binary):
             entry["parameters"] = {"binary_data_size": len(tensor.data)}
             raw.append(tensor.data)
         elif tensor.datatype == BYTES and (encoded := tensors.base64_to_json(tensor)) is not None:
@@ -175,7 +181,7 @@ def encode(
             entry["data"] = tensors.to_json(tensor)
         described.append(entry)
     header = msgspec.json.encode({**head, section: described})
-    if not binary:
+    if not raw:
         return header, None
     return b"".join((header, *raw)), len(header)
 

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agent.job import Account, Answer, Asker, ErrorCode, Job, JobError, Placement, Tensor
+from agent.job import (
+    Account,
+    Answer,
+    Asker,
+    BinaryOutputs,
+    ErrorCode,
+    Job,
+    JobError,
+    Placement,
+    Tensor,
+)
 
 
 class _Tensor(msgspec.Struct, array_like=True, frozen=True):
@@ -30,7 +40,7 @@ class _Job(msgspec.Struct, array_like=True, frozen=True):
     max_cost: float | None
     min_confidence: float | None
     deferrable: bool
-    binary_output: bool
+    binary_output: BinaryOutputs
 
 
 class _Error(msgspec.Struct, array_like=True, frozen=True):
@@ -49,7 +59,7 @@ class _Answer(msgspec.Struct, array_like=True, frozen=True):
 _ENCODER = msgspec.msgpack.Encoder()
 _JOBS = msgspec.msgpack.Decoder(_Job)
 _ANSWERS = msgspec.msgpack.Decoder(_Answer)
-_ASKERS = msgspec.msgpack.Decoder(tuple[tuple[str | None, bytes | None, bool], ...])
+_ASKERS = msgspec.msgpack.Decoder(tuple[tuple[str | None, bytes | None, BinaryOutputs], ...])
 _ONE_ASKER = _ENCODER.encode([(None, None, False)])
 
 
@@ -142,10 +152,12 @@ def decode_answer(body: bytes, *, model: str) -> Answer:
 
 
 def encode_askers(askers: Sequence[Asker]) -> bytes:
-    """Encode where an answer goes."""
+    """Encode where an answer goes; those who wait in this process are left out."""
     if len(askers) == 1 and askers[0] == Asker():
         return _ONE_ASKER
-    return _ENCODER.encode([(each.topic, each.correlation, each.binary) for each in askers])
+    return _ENCODER.encode(
+        [(each.topic, each.correlation, each.binary) for each in askers if each.waiter is None]
+    )
 
 
 def decode_askers(body: bytes) -> tuple[Asker, ...]:

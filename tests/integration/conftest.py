@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import signal
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -25,6 +29,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             # The daemon's guard of policies uses SIGALRM, as pytest-timeout would.
             item.add_marker(pytest.mark.timeout(60, method="thread"))
+
+
+@dataclass(frozen=True)
+class Said:
+    """An HTTP response."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The error's code."""
+        return self.json["parameters"]["code"]
 
 
 class Serving:
@@ -52,6 +74,13 @@ class Serving:
         url = f"http://{self.daemon.web.address}{path}"
         async with self._http.get(url, headers=headers) as response:
             return response.status, await response.text(), response.headers["Content-Type"]
+
+    async def post(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Said:
+        """Post a body; plain JSON types are encoded."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        url = f"http://{self.daemon.web.address}{path}"
+        async with self._http.post(url, data=data, headers=headers) as response:
+            return Said(response.status, response.headers, await response.read())
 
     async def metric(self, name: str, **labels: str) -> float:
         """Sum a metric's series with these labels, as a scrape gives them."""
@@ -92,6 +121,18 @@ async def serve(program):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
     signal.signal(signal.SIGALRM, alarm)
+
+
+@pytest.fixture
+def until():
+    """Wait until something holds that no message tells of."""
+
+    async def wait(holds: Callable[[], Any]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not holds():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture

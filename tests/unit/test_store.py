@@ -435,7 +435,7 @@ async def test_a_record_takes_over_the_id_of_one_that_is_past_its_time(store, ad
 
 async def test_an_answer_to_a_request_that_made_no_job_is_stored_without_an_id(store):
     answer = Answer("bad", "digits", error=JobError(ErrorCode.BAD_REQUEST, "no JSON"))
-    record = store.add_answer(answer, Asker("t"))
+    record = store.add_answer(answer, (Asker("t"),))
     await store.written(record)
     assert store.reader.find("bad") is None
     assert store.disk.rows("SELECT id, state, lane FROM jobs") == [(None, "answered", OUTBOX)]

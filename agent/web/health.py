@@ -1,0 +1,44 @@
+"""Metrics, and whether the daemon is alive and ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+
+class Health:
+    """Serves /metrics, /healthz and /readyz."""
+
+    def __init__(self, registry: CollectorRegistry, not_ready: Callable[[], str | None]) -> None:
+        """Set it up.
+
+        Args:
+            registry: The metrics.
+            not_ready: Gives the reason why the daemon is not ready, or None.
+        """
+        self._registry = registry
+        self._not_ready = not_ready
+
+    def routes(self) -> list[web.RouteDef]:
+        """Give what it serves."""
+        return [
+            web.get("/metrics", self._metrics),
+            web.get("/healthz", self._healthz),
+            web.get("/readyz", self._readyz),
+        ]
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        reason = self._not_ready()
+        if reason is None:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text=f"{reason}\n")
