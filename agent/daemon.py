@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import signal
-import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -420,10 +419,7 @@ def _settle_memory() -> None:
 
 async def _start(local: LocalRoute, clouds: list[CloudRoute]) -> None:
     for cloud in clouds:
-        try:
-            await cloud.start()
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(f"endpoint '{cloud.endpoint}': ca_file: {error}") from None
+        await cloud.start()
     await local.start()
 
 

@@ -109,6 +109,17 @@ def deferred(deadline_ms: int) -> JobKind:
     return JobKind(DEFERRED_MODEL, _compact(header), raw.tobytes())
 
 
+def digits(placement: str, deadline_ms: int) -> JobKind:
+    """An 8x8 image as JSON, for a small model here and a larger one in the cloud."""
+    numbers = random.Random(3)
+    pixels = [round(numbers.random(), 3) for _ in range(64)]
+    image = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "data": pixels}
+    parameters = {"placement": placement, "deadline_ms": deadline_ms}
+    return JobKind(
+        "digits", _compact({"id": ID_PLACE, "inputs": [image], "parameters": parameters})
+    )
+
+
 KINDS = {"points": points, "face": face}
 
 

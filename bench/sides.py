@@ -134,6 +134,7 @@ def edgewise(
     first: JobKind,
     *,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    environment: Mapping[str, str] | None = None,
     tag: str = "start",
 ) -> Iterator[Side]:
     """Run the daemon, with one worker and the policy that always takes the local route.
@@ -145,6 +146,7 @@ def edgewise(
         models: Local models.
         first: The job that it is asked for until it answers.
         settings: Sections of the configuration that are added, or take the place of the usual ones.
+        environment: Variables that are added to its own.
         tag: Begins the ids of the first jobs; another for each start on the same state.
     """
     config = folder / f"{device}.toml"
@@ -167,8 +169,32 @@ def edgewise(
         encoding="utf-8",
     )
     command = [str(Path(sys.executable).with_name("edgewise")), "run", "--config", str(config)]
-    with _side("edgewise", command, folder, port, device, first, tag) as side:
+    with _side(
+        "edgewise", command, folder, port, device, first, tag, environment=environment
+    ) as side:
         yield side
+
+
+@contextlib.contextmanager
+def naive_cloud(
+    folder: Path,
+    port: int,
+    device: str,
+    first: JobKind,
+    *,
+    url: str,
+    model: Path,
+    ca_file: Path | None,
+    environment: Mapping[str, str],
+) -> Iterator[Side]:
+    """Run the script that asks the cloud, then the local model."""
+    script = Path(__file__).with_name("naive_cloud.py")
+    words = ["--port", port, "--device", device, "--url", url, "--model", model]
+    if ca_file is not None:
+        words += ["--ca-file", ca_file]
+    command = [sys.executable, str(script), *map(str, words)]
+    with _side("naive script", command, folder, port, device, first, environment=environment) as on:
+        yield on
 
 
 @contextlib.contextmanager
@@ -176,6 +202,27 @@ def endpoint(port: int, log: Path) -> Iterator[Process]:
     """Run a cloud endpoint that answers all jobs alike."""
     command = [sys.executable, str(Path(__file__).with_name("endpoint.py")), str(port)]
     with _running(command, log) as process:
+        yield Process(process.pid)
+
+
+@contextlib.contextmanager
+def server(command: Sequence[str], port: int, log: Path) -> Iterator[Process]:
+    """Run a server from when it listens.
+
+    Raises:
+        SideError: It does not.
+    """
+    with _running(command, log) as process:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), START_TIMEOUT_S).close()
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SideError(tail(log)) from None
+                time.sleep(0.02)
+            else:
+                break
         yield Process(process.pid)
 
 
@@ -251,6 +298,7 @@ def _side(
     device: str,
     first: JobKind,
     tag: str = "start",
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Side]:
     log = folder / f"{device}.log"
     client = mqtt5.Client(port, f"start-{device}")
@@ -261,7 +309,8 @@ def _side(
         notices.bind(str(address))
         notices.setblocking(False)
         began = time.perf_counter()
-        with _running(command, log, NOTIFY_SOCKET=str(address)) as process:
+        variables = {**(environment or {}), "NOTIFY_SOCKET": str(address)}
+        with _running(command, log, **variables) as process:
             try:
                 answer_s, ready_s = _await_start(
                     process, client, Publisher(client, device, first), notices, began, tag

@@ -126,7 +126,7 @@ def _resolve_paths(config: Config, base: Path) -> Config:
         for name, model in config.models.items()
     }
     endpoints = {
-        name: resolve_fields(endpoint, "token_file", "ca_file")
+        name: resolve_fields(endpoint, "token_file", "ca_file", "cert_file", "key_file")
         for name, endpoint in config.endpoints.items()
     }
     device = msgspec.structs.replace(

@@ -123,6 +123,7 @@ class CloudModel(_Section, frozen=True):
     name: str = ""  # the model's name there; default: the same
     # How an image gets there: as the tensor that preprocess makes, or as the file that came in.
     image: Literal["tensor", "original"] = "tensor"
+    weight: Positive = 1.0  # its share among endpoints that are expected to cost the same
 
 
 class Model(_Section, frozen=True):
@@ -152,8 +153,12 @@ class Endpoint(_Section, frozen=True):
     protocol: Literal["oip"] = "oip"
     timeout_s: Positive = 10.0
     connect_timeout_s: Positive = 3.0
+    first_byte_timeout_s: Positive | None = None  # until a response begins; default: timeout_s
+    # These are read again when they change.
     token_file: str | None = None
     ca_file: str | None = None
+    cert_file: str | None = None  # a client certificate, and its key where that is not in it
+    key_file: str | None = None
     price_per_request: NotNegative = 0.0
     price_per_gib: NotNegative = 0.0
     # Of text models, by the endpoint's own count of tokens.

@@ -203,7 +203,7 @@ class Lifecycle:
         What then is not published stays on disk, for the next start.
         """
         self._stopping = True
-        await self._router.end_audits()
+        await self._router.end_unseen()
         for record in self._line.waiting():
             self._put_back(record)
         ends = self._clock() + grace_s

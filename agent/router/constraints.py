@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from agent.job import ErrorCode, Job, JobError, Placement
 from agent.router.budgets import BudgetSpentError
 from agent.routes import Route
+from agent.routes.requests import LeftAloneError
 from policies.api import CLOUD, LOCAL
 
 Closed = Mapping[str, JobError]
@@ -25,6 +26,12 @@ def forbidden(job: Job, route: Route, expected_cost: float) -> JobError | None:
     if job.max_cost is not None and expected_cost > job.max_cost:
         return _no_route(f"it would cost {expected_cost:g}, max_cost is {job.max_cost:g}")
     return None
+
+
+def may_take(job: Job, route: Route) -> bool:
+    """Tell whether a job that has no other way may take a route now, but for its terms."""
+    closed = route.closed_for(job)
+    return closed is None or (isinstance(closed, LeftAloneError) and closed.is_last_resort)
 
 
 def close(
@@ -53,6 +60,16 @@ def close(
         )
         if reason is not None:
             closed[route.name] = reason
+    if len(closed) == len(routes):
+        # Nothing is risked by a trial where there is no other way.
+        for route in routes:
+            reason = closed[route.name]
+            if isinstance(reason, LeftAloneError) and reason.is_last_resort:
+                over = over_budget(route)
+                if over is None:
+                    del closed[route.name]
+                else:
+                    closed[route.name] = over
     preferred = {Placement.PREFER_LOCAL: LOCAL, Placement.PREFER_CLOUD: CLOUD}.get(job.placement)
     if any(route.kind == preferred and route.name not in closed for route in routes):
         for route in routes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from agent.events import Attempted
+from agent.routes.allowance import Allowance
 
 # A hedge takes one token; each job earns this much of one, and so many are kept at most. So no
 # more than this share of jobs is hedged in the long run.
@@ -23,18 +24,18 @@ class Hedging:
 
     def __init__(self) -> None:
         """Begin with a few hedges in hand."""
-        self._tokens = MOST / 2
+        self._allowance = Allowance(SHARE, MOST)
         self._late = 0.0
 
     def earn(self) -> None:
         """A job came in."""
-        self._tokens = min(self._tokens + SHARE, MOST)
+        self._allowance.earn()
 
     def spend(self) -> bool:
         """Tell whether a job may be hedged now, and take it into account."""
-        if self._late > SLOW_SHARE or self._tokens < 1.0:
+        if self._late > SLOW_SHARE or not self._allowance.has_one:
             return False
-        self._tokens -= 1.0
+        self._allowance.spend()
         return True
 
     def observe(self, attempt: Attempted) -> None:

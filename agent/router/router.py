@@ -21,6 +21,7 @@ from agent.job import (
     Job,
     JobError,
     Outcome,
+    Placement,
     Tensor,
     split_route,
 )
@@ -29,7 +30,9 @@ from agent.router.audit import Audits, compare
 from agent.router.budgets import Budgets, Spending
 from agent.router.decider import Decider
 from agent.router.hedging import Hedging, race
+from agent.router.retries import Retries
 from agent.router.surroundings import Surroundings, price_of, spending_of
+from agent.router.trials import Trials
 from agent.routes import Route
 from agent.sensors.sampler import Sampler
 from policies import api
@@ -38,6 +41,7 @@ from policies.api import Estimate, Plan, Situation, Why
 log = structlog.get_logger(__name__)
 
 
+PREFERENCES = (Placement.PREFER_LOCAL, Placement.PREFER_CLOUD)
 # How long a job waits for the battery before the next look at it.
 SAVING_CHECK_S = 60.0
 
@@ -56,6 +60,7 @@ class _Progress:
     policy: str | None = None
     plan: Plan | None = None
     doubtful: tuple[Plan, Outcome] | None = None  # a local answer below the wanted confidence
+    rejected: dict[str, JobError] = field(default_factory=dict)  # preferred routes, by the policy
 
 
 class Router:
@@ -99,7 +104,11 @@ class Router:
         self._events = events
         self._clock = clock
         self._hedging = Hedging()
+        self._retries = Retries(self._around)
         self._audits = Audits(
+            self._around, self._budgets, self._attempt_unseen, events=events, clock=clock
+        )
+        self._trials = Trials(
             self._around, self._budgets, self._attempt_unseen, events=events, clock=clock
         )
         self._tasks: dict[str, asyncio.Task[Answer]] = {}
@@ -124,16 +133,17 @@ class Router:
             if job_id in self._tasks:
                 self._tasks[job_id].cancel()
 
-    async def end_audits(self) -> None:
-        """Ask no endpoint about an answer that was given, from now on."""
+    async def end_unseen(self) -> None:
+        """Make no more requests that no job waits for: audits, and trials of endpoints."""
         await self._audits.end()
+        await self._trials.end()
 
     def is_open(self, job: Job) -> bool:
         """Tell whether any route would take the job, as far as one can tell without its data."""
         device = self._around.device
         return any(
             constraints.forbidden(job, route, 0.0) is None
-            and route.closed_for(job) is None
+            and constraints.may_take(job, route)
             and self._budgets.closed(route.kind, Spending(route.price(job)), device) is None
             for route in self._around.routes.values()
         )
@@ -176,20 +186,27 @@ class Router:
         if job.model not in self._around.models:
             known = ", ".join(sorted(self._around.models)) or "none"
             raise JobError(ErrorCode.UNKNOWN_MODEL, f"no model '{job.model[:64]}', known: {known}")
+        self._retries.earn()
         while True:
             if self._clock() >= job.deadline_at:
                 return self._finish_late(job, progress)
-            situation, closed = self._around.look(job, progress.tried, progress.attempts)
+            closed_now = self._retries.closed(job, progress.tried)
+            tried = {**closed_now, **progress.rejected, **progress.tried}
+            situation, closed = self._around.look(job, tried, progress.attempts)
             # Kept from the policy, which may be hostile.
             expected = {view.name: view.estimate for view in situation.routes}
             if not situation.open_routes:
                 return self._finish_closed(job, progress, closed)
+            self._trials.begin(job, situation, closed)
             must_wait = self._budgets.must_save(situation.device) if job.deferrable else None
             if must_wait is not None:
                 return Deferral(job, must_wait.message, progress.attempts, SAVING_CHECK_S)
             plan, decided_at = self._decide(job, situation, progress)
             if plan.route is None:
+                if self._gives_up_preference(job, situation, plan, progress):
+                    continue
                 return self._finish_rejected(job, progress, plan)
+            self._retries.count(plan.route, progress.tried)
             for attempt in await self._carry_out(
                 job, situation, plan, expected, decided_at, progress
             ):
@@ -406,6 +423,20 @@ class Router:
         if progress.doubtful is not None:
             return self._finish_closed(job, progress)
         raise error
+
+    def _gives_up_preference(
+        self, job: Job, situation: Situation, plan: Plan, progress: _Progress
+    ) -> bool:
+        """Close what a policy rejects to a job that may fall back, where that opens another way."""
+        if plan.defer_s is not None or job.placement not in PREFERENCES:
+            return False
+        reason = JobError(ErrorCode.NO_ROUTE, f"policy '{self._decider.name}' rejected it")
+        rejected = {view.name: reason for view in situation.open_routes}
+        _, closed = self._around.views(job, {**rejected, **progress.tried})
+        if len(closed) == len(self._around.routes):
+            return False
+        progress.rejected |= rejected
+        return True
 
     def _finish_rejected(self, job: Job, progress: _Progress, plan: Plan) -> Answer | Deferral:
         if progress.tried:

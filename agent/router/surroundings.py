@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.config import Model
 from agent.estimate import Estimates
-from agent.job import Job, JobError, split_route
+from agent.job import ErrorCode, Job, JobError, split_route
 from agent.router import constraints
 from agent.router.budgets import Budgets, Spending
 from agent.routes import Route
@@ -19,9 +19,11 @@ from policies.api import Estimate, RouteView, Situation
 
 # Left for the local route when a cloud attempt takes all the time it is given: this many times the
 # local p95, the first that leaves the attempt half of the time, plus what deciding and queueing
-# again takes; half of what is left where no local run has been measured.
+# again takes; half of what is left where no local run has been measured. A busy device is late by
+# more than its runs: so not less than this share of what is left, up to so many seconds.
 RESERVE_FACTORS = (2.0, 1.0)
 RESERVE_EXTRA_S = 0.02
+RESERVE_LEAST, RESERVE_LEAST_S = 0.1, 0.05
 RESERVE_UNKNOWN = 0.5
 
 
@@ -85,11 +87,7 @@ class Surroundings:
     ) -> tuple[tuple[RouteView, ...], dict[str, JobError]]:
         """View each route as the job finds it, and tell why the closed ones are closed."""
         device = self._sampler.device
-        size = job.input_bytes
-        estimates = {
-            name: self._estimates.estimate(job.model, name, size, route.load(job), device)
-            for name, route in self.routes.items()
-        }
+        estimates = {name: self._estimate(job, route) for name, route in self.routes.items()}
         costs = {name: price_of(job, route, estimates[name]) for name, route in self.routes.items()}
 
         def over_budget(route: Route) -> JobError | None:
@@ -131,26 +129,59 @@ class Surroundings:
             tried: The names of routes that have failed the job.
         """
         left_s = max(job.deadline_at - self._clock(), 0.0)
-        local = self.routes.get(api.LOCAL)
-        if (
-            route.kind == api.LOCAL
-            or local is None
-            or local.name in tried
-            or constraints.forbidden(job, local, 0.0) is not None
-            or local.closed_for(job) is not None
-        ):
+        local = self._way_back(job, tried)
+        if route.kind == api.LOCAL or local is None:
             return left_s
-        p95_s = self._estimates.estimate(
-            job.model, local.name, job.input_bytes, local.load(job), self._sampler.device
-        ).latency_p95_s
+        p95_s = self._estimate(job, local).latency_p95_s
         if p95_s is None:
             return left_s * RESERVE_UNKNOWN
+        least_s = min(RESERVE_LEAST * left_s, RESERVE_LEAST_S)
         for factor in RESERVE_FACTORS:
-            rest_s = left_s - factor * p95_s - RESERVE_EXTRA_S
+            rest_s = left_s - max(factor * p95_s, least_s) - RESERVE_EXTRA_S
             if rest_s >= left_s * RESERVE_UNKNOWN:
                 return rest_s
         # The device could not answer in time any more, whenever the endpoint is given up.
         return left_s
+
+    def too_late(self, job: Job, tried: Collection[str]) -> dict[str, JobError]:
+        """Tell which endpoints would leave the device no time to answer, were they to fail too.
+
+        Args:
+            job: A job that an endpoint has failed.
+            tried: The names of routes that have failed it.
+        """
+        local = self._way_back(job, tried)
+        if local is None:
+            return {}
+        left_s = job.deadline_at - self._clock()
+        needs_s = self._estimate(job, local).latency_p95_s
+        rest_s = left_s - RESERVE_FACTORS[0] * (needs_s or 0.0) - RESERVE_EXTRA_S
+        late = JobError(ErrorCode.NO_ROUTE, "it would leave the device no time to answer")
+        return {
+            name: late
+            for name, route in self.routes.items()
+            if route.kind == api.CLOUD
+            and name not in tried
+            and (self._estimate(job, route).latency_p95_s or 0.0) > rest_s
+        }
+
+    def _way_back(self, job: Job, tried: Collection[str]) -> Route | None:
+        """Give the local route, where the job could still take it."""
+        local = self.routes.get(api.LOCAL)
+        if (
+            local is None
+            or local.name in tried
+            or constraints.forbidden(job, local, 0.0) is not None
+            or local.closed_for(job) is not None
+        ):
+            return None
+        return local
+
+    def _estimate(self, job: Job, route: Route) -> Estimate:
+        load = route.load(job)
+        return self._estimates.estimate(
+            job.model, route.name, job.input_bytes, load, self._sampler.device
+        )
 
     def state(self) -> dict[str, Any]:
         """Give the readings and each route's estimates, as plain JSON types."""

@@ -28,7 +28,10 @@ class Route(Protocol):
         """``local`` or ``cloud``."""
 
     def closed_for(self, job: Job) -> JobError | None:
-        """Tell why this route can't take the job now, or None."""
+        """Tell why this route can't take the job now, or None.
+
+        A `LeftAloneError` tells too whether it may be taken by a job that has no other way.
+        """
 
     @property
     def waiting(self) -> int:

@@ -1,4 +1,4 @@
-"""A circuit breaker: after repeated failures a route is left alone for a while."""
+"""A circuit breaker: after repeated failures an endpoint is left alone for a while."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from contextlib import contextmanager
 
 OPENS_AFTER = 3  # failures in a row
 PAUSE_FIRST_S = 1.0
-PAUSE_LAST_S = 30.0
+# Short enough that an endpoint that is back is found within 5 s.
+PAUSE_LAST_S = 4.0
+# The longest that an endpoint is left alone because it asked for it.
+ASKED_MOST_S = 300.0
 
 
 class Circuit:
     """Opens after failures in a row; then lets one trial through, and closes if that succeeds.
 
-    Each trial that fails doubles the pause until the next.
+    Each trial that fails doubles the pause until the next. An endpoint that says how long it wants
+    to be left alone (Retry-After) is, from the first time on.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Set up a closed circuit. `clock` gives monotonic seconds."""
         self._clock = clock
         self._failures = 0
+        self._slow = 0  # of these, answers that came in time, but late for this endpoint
         self._pause_s = PAUSE_FIRST_S
         self._trial_at = 0.0
+        self._asked_until = 0.0
         self._trying = False
         self.last_failure: str | None = None
 
@@ -30,9 +36,14 @@ class Circuit:
         """Whether failures have opened the circuit, trials or not."""
         return self._failures >= OPENS_AFTER
 
-    def admits(self) -> bool:
-        """Tell whether a request may go now: the circuit is closed, or a trial is due."""
-        return not self.is_open or (not self._trying and self._clock() >= self._trial_at)
+    @property
+    def is_merely_slow(self) -> bool:
+        """Whether nothing but slow answers has opened it: they are better than none."""
+        return self.is_open and self._slow == self._failures
+
+    def trial_is_due(self) -> bool:
+        """Tell whether the circuit is open and one request may go, to see how the endpoint is."""
+        return self.is_open and not self._trying and self._clock() >= self._trial_at
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -56,26 +67,33 @@ class Circuit:
 
     def succeed(self) -> None:
         """A request was answered, be it with an error of the request's own making."""
-        self._failures = 0
+        if self._clock() < self._asked_until:
+            # It had begun before.
+            return
+        self._trial_at = 0.0
+        self._failures = self._slow = 0
         self._pause_s = PAUSE_FIRST_S
         self._trying = False
         self.last_failure = None
 
-    def answered_probe(self) -> None:
-        """The endpoint is there, though nobody knows whether it serves: the next job will tell.
+    def fail(
+        self, reason: str, *, retry_after_s: float | None = None, was_slow: bool = False
+    ) -> None:
+        """A request failed for the endpoint's or the network's sake.
 
-        Without this an open circuit would wait for a policy that takes the route again, and the
-        policy for the circuit.
+        Args:
+            reason: What went wrong, for the requests that are not made.
+            retry_after_s: How long the endpoint asks to be left alone.
+            was_slow: It was answered all the same, but took far longer than is usual there.
         """
-        if self.is_open and self._clock() >= self._trial_at:
-            self._failures = OPENS_AFTER - 1
-
-    def fail(self, reason: str) -> None:
-        """A request failed for the endpoint's or the network's sake."""
         self.last_failure = reason
         self._failures += 1
+        self._slow += was_slow
+        if retry_after_s is not None:
+            self._failures = max(self._failures, OPENS_AFTER)
+            self._asked_until = self._clock() + min(retry_after_s, ASKED_MOST_S)
         if self.is_open:
             if self._trying:
                 self._pause_s = min(self._pause_s * 2, PAUSE_LAST_S)
-            self._trial_at = self._clock() + self._pause_s
+            self._trial_at = max(self._asked_until, self._clock() + self._pause_s)
         self._trying = False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -12,15 +10,18 @@ from typing import Any
 
 import aiohttp
 
-from agent.config import Endpoint, Model, read_secret
+from agent.config import Endpoint, Model
 from agent.events import Probed
 from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes import unheard
 from agent.routes.circuit import Circuit
+from agent.routes.connections import Connections
 from agent.routes.introduction import Introduction
+from agent.routes.pace import Pace
 from agent.routes.probe import Prober
 from agent.routes.protocols import Port, Request, Response, Result, Tokens, speak
-from agent.routes.requests import Requests, closed_for, was_fair
+from agent.routes.requests import Requests, closed_for, slow, was_fair
+from agent.routes.retry_after import retry_after_s
 from policies import api
 
 # What an endpoint says of a request that another try there would not change.
@@ -30,6 +31,8 @@ REFUSALS: dict[int, ErrorCode] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ErrorCode.TOO_LARGE,
 }
 NO_TOKENS = Tokens(0, 0)
+# Statuses with which an endpoint may say how long it wants to be left alone.
+BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 MOST_SAID = 200  # characters of an endpoint's own account of an error
 
 Prepare = Callable[[Job, float, Port | None], Awaitable[tuple[Tensor, ...]]]
@@ -71,7 +74,6 @@ class CloudRoute:
         self.endpoint = name
         self.name = f"{api.CLOUD}:{name}"
         self._settings = endpoint
-        self._url = endpoint.url.rstrip("/")
         self._served = {
             model: served
             for model, configured in models.items()
@@ -81,14 +83,16 @@ class CloudRoute:
         self._protocol = speak(endpoint, self._served)
         self._prepare = prepare
         self._label = label
-        self._max_response_bytes = max_response_bytes
         self._clock = clock
         self.circuit = Circuit(clock)
+        self._pace = Pace()
         self._requests = Requests(name, endpoint.max_in_flight, clock)
-        self._introduction = Introduction(
-            name, self._protocol, self._exchange, endpoint.timeout_s, clock
+        self._connections = Connections(
+            name, endpoint, max_response_bytes=max_response_bytes, clock=clock
         )
-        self._session: aiohttp.ClientSession | None = None
+        self._introduction = Introduction(
+            name, self._protocol, self._connections.exchange, endpoint.timeout_s, clock
+        )
         self._prober: Prober | None = None
 
     @property
@@ -106,27 +110,15 @@ class CloudRoute:
         return self._requests.load(job)
 
     async def start(self) -> None:
-        """Read the token and set up the connection pool.
+        """Read the credentials and set up the connection pool.
 
         Raises:
-            ConfigError: The token can't be read.
-            OSError: The CA file can't be read.
+            ConfigError: The credentials can't be used.
         """
-        settings = self._settings
-        headers = {}
-        if settings.token_file is not None:
-            token = read_secret(settings.token_file, f"endpoints.{self.endpoint}.token_file")
-            headers["Authorization"] = f"Bearer {token}"
-        context: ssl.SSLContext | bool = True
-        if settings.ca_file is not None:
-            context = ssl.create_default_context(cafile=settings.ca_file)
-        # One more than jobs can take, so that a probe never waits for them.
-        connector = aiohttp.TCPConnector(limit=settings.max_in_flight + 1, ssl=context)
-        self._prober = Prober(self.endpoint, settings, connector, self._protocol.probe_path)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
+        connector = await self._connections.start()
+        credentials = self._connections.credentials
+        self._prober = Prober(
+            self.endpoint, self._settings, connector, credentials, self._protocol.probe_path
         )
         self._introduction.begin()
 
@@ -135,8 +127,7 @@ class CloudRoute:
         await self._introduction.end()
         if self._prober is not None:
             await self._prober.close()
-        if self._session is not None:
-            await self._session.close()
+        await self._connections.stop()
 
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
@@ -163,7 +154,6 @@ class CloudRoute:
         assert self._prober is not None, "the route is not started"
         found = await self._prober.probe()
         if found.reachable:
-            self.circuit.answered_probe()
             self._introduction.begin()
         return found
 
@@ -219,68 +209,40 @@ class CloudRoute:
                 request = again
                 sent += len(request.body)
                 left_s = timeout_s - (self._clock() - began)
-                response = await self._exchange(request, left_s, streamed)
+                response = await self._connections.exchange(request, left_s, streamed)
                 received += len(response.body)
                 again = self._protocol.rephrase(job, inputs, request, response)
             result = self._take(job, request, response)
             outputs, confidence = self._label(job.model, result.outputs)
         except JobError as error:
-            self._judge(error, self._clock() - began)
+            self._judge(job, error, self._clock() - began)
             return self._outcome(sent, received, error=error)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             broken = self._failure(failure)
             late = isinstance(failure, TimeoutError)
-            self._judge(broken, self._clock() - began, late=late)
+            self._judge(job, broken, self._clock() - began, late=late)
             return self._outcome(sent, received, error=broken, timed_out=late)
-        self.circuit.succeed()
+        took_s = self._clock() - began
+        if self._pace.is_slow(job.model, took_s, timeout_s):
+            self.circuit.fail(slow(self.endpoint, took_s), was_slow=True)
+        else:
+            self.circuit.succeed()
         self._introduction.begin()
         return self._outcome(sent, received, result.tokens, outputs=outputs, confidence=confidence)
 
-    def _judge(self, error: JobError, took_s: float, *, late: bool = False) -> None:
+    def _judge(self, job: Job, error: JobError, took_s: float, *, late: bool = False) -> None:
         """Hold a failure against the endpoint where it is the endpoint's."""
+        usual_s = self._pace.usual_s(job.model)
         if error.code is not ErrorCode.ENDPOINT_ERROR or isinstance(error, _RefusedError):
             self.circuit.succeed()
-        elif not late or was_fair(took_s, self._settings.timeout_s):
-            self.circuit.fail(error.message)
+        elif not late or was_fair(took_s, self._settings.timeout_s, usual_s):
+            self.circuit.fail(error.message, retry_after_s=error.retry_after_s)
 
     def _outcome(
         self, sent: int, received: int, tokens: Tokens = NO_TOKENS, **result: Any
     ) -> Outcome:
         cost = self._settings.cost(sent + received, tokens.input, tokens.output)
         return Outcome(bytes_up=sent, bytes_down=received, cost=cost, **result)
-
-    async def _exchange(
-        self, request: Request, timeout_s: float, streamed: Callable[[str], None] = unheard
-    ) -> Response:
-        assert self._session is not None, "the route is not started"
-        timeout = aiohttp.ClientTimeout(
-            total=max(timeout_s, 0.001),
-            connect=self._settings.connect_timeout_s,
-            # By default longer times are rounded up to whole seconds: too late for a deadline.
-            ceil_threshold=math.inf,
-        )
-        async with self._session.request(
-            request.method,
-            self._url + request.path,
-            data=request.body,
-            headers=request.headers,
-            timeout=timeout,
-            allow_redirects=False,
-        ) as response:
-            body = bytearray()
-            async for piece in response.content.iter_any():
-                body += piece
-                if len(body) > self._max_response_bytes:
-                    raise JobError(
-                        ErrorCode.ENDPOINT_ERROR,
-                        f"endpoint '{self.endpoint}': its response is longer than "
-                        f"{self._max_response_bytes} bytes",
-                    )
-                if request.listen is not None and response.status == HTTPStatus.OK:
-                    text = request.listen(piece)
-                    if text:
-                        streamed(text)
-            return Response(response.status, response.headers, bytes(body))
 
     def _take(self, job: Job, request: Request, response: Response) -> Result:
         status = response.status
@@ -300,6 +262,7 @@ class CloudRoute:
             REFUSALS.get(status, ErrorCode.ENDPOINT_ERROR),
             f"endpoint '{self.endpoint}' answered with status {status}"
             + (f": {said}" if said else ""),
+            retry_after_s=retry_after_s(response.headers) if status in BUSY else None,
         )
 
     def _failure(self, failure: Exception) -> JobError:

@@ -15,6 +15,7 @@ import aiohttp
 
 from agent.config import Endpoint
 from agent.events import Probed
+from agent.routes.credentials import Credentials
 
 # Any HTTP answer will do: what counts is that one came, and when. No more of it is read than this.
 TIMEOUT_S = 5.0
@@ -33,7 +34,12 @@ class Prober:
     """Probes one endpoint."""
 
     def __init__(
-        self, endpoint: str, settings: Endpoint, connector: aiohttp.BaseConnector, path: str
+        self,
+        endpoint: str,
+        settings: Endpoint,
+        connector: aiohttp.BaseConnector,
+        credentials: Credentials,
+        path: str,
     ) -> None:
         """Set it up.
 
@@ -41,9 +47,11 @@ class Prober:
             endpoint: The endpoint's name.
             settings: Its settings.
             connector: Whose connections are used; it stays its owner's.
+            credentials: What secures these connections.
             path: What is asked for, behind the endpoint's URL.
         """
         self._endpoint = endpoint
+        self._credentials = credentials
         self._url = settings.url.rstrip("/") + path
         self._timeout = aiohttp.ClientTimeout(
             total=min(TIMEOUT_S, settings.timeout_s),
@@ -65,11 +73,13 @@ class Prober:
     async def probe(self) -> Probed:
         """Ask once; what goes wrong is part of the answer."""
         connecting = _Connecting()
+        self._credentials.refresh()
         began = time.perf_counter()
         try:
             async with self._session.get(
                 self._url,
                 timeout=self._timeout,
+                ssl=self._credentials.ssl,
                 allow_redirects=False,
                 trace_request_ctx=connecting,
             ) as response:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from agent.job import ErrorCode, Job, JobError, Load
 from agent.routes.circuit import Circuit
+from agent.routes.pace import TIMES
 from agent.routes.queue import Waits
 from agent.routes.slots import Slots
 
@@ -91,19 +92,42 @@ class Requests:
             self._slots.give()
 
 
-def closed_for(endpoint: str, circuit: Circuit, job: Job, *, is_served: bool) -> JobError | None:
-    """Tell why an endpoint can't take the job now, or None."""
-    if not is_served:
-        return JobError(ErrorCode.NO_ROUTE, f"endpoint '{endpoint}' does not serve '{job.model}'")
-    if not circuit.admits():
-        return JobError(
+class LeftAloneError(JobError):
+    """The endpoint is left alone after repeated failures.
+
+    A job that has no other way may take it as a last resort: it is due for a trial, or merely slow.
+    """
+
+    def __init__(self, endpoint: str, circuit: Circuit) -> None:
+        """Tell why, by its circuit, which is open."""
+        super().__init__(
             ErrorCode.ENDPOINT_ERROR,
             f"endpoint '{endpoint}' is left alone after repeated failures, the last: "
             f"{circuit.last_failure}",
         )
-    return None
+        self.trial_is_due = circuit.trial_is_due()
+        self.is_last_resort = self.trial_is_due or circuit.is_merely_slow
 
 
-def was_fair(took_s: float, timeout_s: float) -> bool:
-    """Tell whether an endpoint that gave no answer was given the time for one."""
-    return took_s >= min(FAIR_TIME_S, timeout_s) * 0.99
+def closed_for(endpoint: str, circuit: Circuit, job: Job, *, is_served: bool) -> JobError | None:
+    """Tell why an endpoint can't take the job now, or None."""
+    if not is_served:
+        return JobError(ErrorCode.NO_ROUTE, f"endpoint '{endpoint}' does not serve '{job.model}'")
+    return LeftAloneError(endpoint, circuit) if circuit.is_open else None
+
+
+def was_fair(took_s: float, timeout_s: float, usual_s: float | None) -> bool:
+    """Tell whether an endpoint that gave no answer was given the time for one.
+
+    Args:
+        took_s: The time it was given.
+        timeout_s: The most that any request is given there.
+        usual_s: What an answer takes there, where that is known.
+    """
+    enough_s = FAIR_TIME_S if usual_s is None else min(FAIR_TIME_S, TIMES * usual_s)
+    return took_s >= min(enough_s, timeout_s) * 0.99
+
+
+def slow(endpoint: str, took_s: float) -> str:
+    """Say what is wrong with an answer that was slow for its endpoint."""
+    return f"endpoint '{endpoint}' took {took_s:.3f} s, far longer than is usual there"

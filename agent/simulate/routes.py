@@ -15,9 +15,10 @@ from agent.job import ErrorCode, Job, JobError, Load, Outcome
 from agent.routes import unheard
 from agent.routes.circuit import Circuit
 from agent.routes.local import MIDDLING
+from agent.routes.pace import Pace
 from agent.routes.probe import TIMEOUT_S as PROBE_TIMEOUT_S
 from agent.routes.queue import Waits
-from agent.routes.requests import Requests, closed_for, was_fair
+from agent.routes.requests import Requests, closed_for, slow, was_fair
 from agent.routes.slots import Slots
 from agent.simulate.clock import until
 from agent.simulate.connections import Connections
@@ -220,6 +221,7 @@ class SimulatedCloud:
         self.endpoint = name
         self.name = f"{api.CLOUD}:{name}"
         self.circuit = Circuit(clock)
+        self._pace = Pace()
         self._profile = profile
         self._far: CloudEndpoint = profile.endpoints[name]
         self._settings = self._far.as_configured()
@@ -280,7 +282,6 @@ class SimulatedCloud:
             return Probed(self.endpoint, reachable=False, bytes_up=PROBE_UP_BYTES)
         self._connections.give()
         rtt_s = self._clock() - began
-        self.circuit.answered_probe()
         return Probed(
             self.endpoint,
             reachable=True,
@@ -324,8 +325,8 @@ class SimulatedCloud:
         ahead = self._requests.bytes_up
         exchange = self._exchange(job)
         answered = False
+        limit_s = min(self._settings.timeout_s, timeout_s - (running - began))
         try:
-            limit_s = min(self._settings.timeout_s, timeout_s - (running - began))
             with self._requests.under_way(job, exchange.up.size):
                 async with asyncio.timeout(limit_s):
                     await self._connect()
@@ -341,9 +342,11 @@ class SimulatedCloud:
             money = self._settings.cost(exchange.up.size + received)
             air_s = exchange.up.air_s, exchange.down.air_s, took_s
             self._ledger.cloud(job.id, air_s, exchange.up.size, received, money)
-        error = None if answered else self._fail(took_s)
-        if answered:
+        error = None if answered else self._fail(job, took_s)
+        if answered and not self._pace.is_slow(job.model, took_s, limit_s):
             self.circuit.succeed()
+        elif answered:
+            self.circuit.fail(slow(self.endpoint, took_s), was_slow=True)
         return Outcome(
             error=error,
             queue_s=running - began,
@@ -356,11 +359,11 @@ class SimulatedCloud:
             timed_out=not answered,
         )
 
-    def _fail(self, took_s: float) -> JobError:
+    def _fail(self, job: Job, took_s: float) -> JobError:
         error = JobError(
             ErrorCode.ENDPOINT_ERROR, f"endpoint '{self.endpoint}' gave no answer in time"
         )
-        if was_fair(took_s, self._settings.timeout_s):
+        if was_fair(took_s, self._settings.timeout_s, self._pace.usual_s(job.model)):
             self.circuit.fail(error.message)
         return error
 

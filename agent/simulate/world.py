@@ -198,7 +198,7 @@ class _World:
                     await clock.until(job.received_at)
                     jobs.create_task(self._serve(job), name=job.id)
         finally:
-            await self._router.end_audits()
+            await self._router.end_unseen()
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching

@@ -41,7 +41,7 @@ class Router:
     def is_open(self, job):
         return self._world.route_open
 
-    async def end_audits(self):
+    async def end_unseen(self):
         pass
 
     def stop(self, job_id, error):

@@ -14,6 +14,7 @@ What it leaves out, beside what the link does: a client's own kernel takes bytes
 as it does before a real one. Where a test minds, it sets SO_SNDBUF on the client's socket.
 """
 
+from shaping.faults import Fault, FaultProxy
 from shaping.proxy import ShapingProxy
 
-__all__ = ["ShapingProxy"]
+__all__ = ["Fault", "FaultProxy", "ShapingProxy"]

@@ -190,7 +190,7 @@ async def test_one_audit_at_a_time_of_each_endpoint(build, make_job, until, logg
     assert {event.agrees for event in built.audited} == {None}
     await built.run(make_job("later"))
     await until(lambda: len(built.clouds[0].seen) == 2)
-    await built.router.end_audits()
+    await built.router.end_unseen()
 
 
 async def test_an_endpoint_that_fails_tells_nothing_of_the_answer(build, make_job, until):
@@ -226,7 +226,7 @@ async def test_ending_calls_off_what_is_under_way_and_gives_back_what_was_set_as
     await built.run(make_job("a"))
     await until(lambda: built.cloud.seen)
     began = time.monotonic()
-    await built.router.end_audits()
+    await built.router.end_unseen()
     assert time.monotonic() - began < 1.0
     assert [event.agrees for event in built.audited] == [None]
     assert budgets.state()["cloud_cost_per_day"]["reserved"] == 0.0

@@ -238,7 +238,7 @@ def test_no_policy_breaks_privacy_placement_or_a_budget(
         answers = await asyncio.gather(*(built.run(job) for job in made))
         for _ in range(20):  # audits, too
             await asyncio.sleep(0)
-        await built.router.end_audits()
+        await built.router.end_unseen()
         return answers
 
     answers = asyncio.run(run_all())

@@ -8,7 +8,13 @@ import pytest
 
 from agent import config
 from agent.job import ErrorCode
-from agent.routes.circuit import OPENS_AFTER, PAUSE_FIRST_S, PAUSE_LAST_S, Circuit
+from agent.routes.circuit import (
+    ASKED_MOST_S,
+    OPENS_AFTER,
+    PAUSE_FIRST_S,
+    PAUSE_LAST_S,
+    Circuit,
+)
 from agent.routes.cloud import CloudRoute
 from agent.routes.protocols import Response
 
@@ -24,12 +30,16 @@ def fail(circuit, times):
         circuit.fail("refused")
 
 
+def left_alone(circuit):
+    return circuit.is_open and not circuit.trial_is_due()
+
+
 def test_it_opens_after_failures_in_a_row(circuit):
     fail(circuit, OPENS_AFTER - 1)
-    assert circuit.admits()
+    assert not left_alone(circuit)
     fail(circuit, 1)
     assert circuit.is_open
-    assert not circuit.admits()
+    assert left_alone(circuit)
     assert circuit.last_failure == "refused"
 
 
@@ -43,23 +53,51 @@ def test_a_success_in_between_begins_the_count_again(circuit):
 def test_after_the_pause_one_trial_goes_and_no_second(circuit, clock):
     fail(circuit, OPENS_AFTER)
     clock.advance(PAUSE_FIRST_S * 0.99)
-    assert not circuit.admits()
+    assert left_alone(circuit)
     clock.advance(PAUSE_FIRST_S * 0.01)
-    assert circuit.admits()
+    assert not left_alone(circuit)
     circuit.begin()
     assert circuit.is_open
-    assert not circuit.admits()
+    assert left_alone(circuit)
 
 
-def test_a_probe_that_is_answered_closes_it_on_probation(circuit, clock):
-    fail(circuit, OPENS_AFTER)
-    circuit.answered_probe()
-    assert not circuit.admits()
-    clock.advance(PAUSE_FIRST_S)
-    circuit.answered_probe()
-    assert not circuit.is_open
-    fail(circuit, 1)
+def test_an_endpoint_that_asks_for_it_is_left_alone_from_the_first_time_on(circuit, clock):
+    circuit.begin()
+    circuit.fail("too many requests", retry_after_s=7.0)
+    clock.advance(6.9)
+    assert left_alone(circuit)
+    clock.advance(0.1)
+    assert circuit.trial_is_due()
+
+
+def test_no_endpoint_is_left_alone_for_as_long_as_it_likes(circuit, clock):
+    circuit.begin()
+    circuit.fail("too many requests", retry_after_s=1e9)
+    clock.advance(ASKED_MOST_S)
+    assert circuit.trial_is_due()
+
+
+def test_what_fails_later_does_not_shorten_what_was_asked_for(circuit, clock):
+    circuit.fail("too many requests", retry_after_s=7.0)
+    circuit.fail("refused")
+    clock.advance(6.9)
+    assert left_alone(circuit)
+
+
+def test_a_success_that_had_begun_before_does_not_either(circuit, clock):
+    circuit.fail("too many requests", retry_after_s=7.0)
+    circuit.succeed()
+    clock.advance(6.9)
+    assert left_alone(circuit)
+
+
+def test_slow_answers_open_it_and_are_told_from_failures(circuit):
+    for _ in range(OPENS_AFTER):
+        circuit.fail("slow", was_slow=True)
+    assert circuit.is_merely_slow
+    circuit.fail("refused")
     assert circuit.is_open
+    assert not circuit.is_merely_slow
 
 
 def test_a_trial_that_succeeds_closes_it(circuit, clock):
@@ -68,7 +106,7 @@ def test_a_trial_that_succeeds_closes_it(circuit, clock):
     circuit.begin()
     circuit.succeed()
     assert not circuit.is_open
-    assert circuit.admits()
+    assert not left_alone(circuit)
     assert circuit.last_failure is None
 
 
@@ -77,11 +115,11 @@ def test_each_trial_that_fails_doubles_the_pause_up_to_a_limit(circuit, clock):
     pause = PAUSE_FIRST_S
     for _ in range(10):
         clock.advance(pause)
-        assert circuit.admits()
+        assert not left_alone(circuit)
         fail(circuit, 1)
         pause = min(pause * 2, PAUSE_LAST_S)
         clock.advance(pause * 0.99)
-        assert not circuit.admits()
+        assert left_alone(circuit)
         clock.advance(-pause * 0.99)
     assert pause == PAUSE_LAST_S
 
@@ -93,7 +131,7 @@ def test_after_it_has_closed_the_pause_is_the_first_again(circuit, clock):
     circuit.succeed()
     fail(circuit, OPENS_AFTER)
     clock.advance(PAUSE_FIRST_S)
-    assert circuit.admits()
+    assert not left_alone(circuit)
 
 
 def test_a_trial_that_could_tell_nothing_lets_another_go(circuit, clock):
@@ -102,7 +140,7 @@ def test_a_trial_that_could_tell_nothing_lets_another_go(circuit, clock):
     circuit.begin()
     circuit.give_up()
     assert circuit.is_open
-    assert circuit.admits()
+    assert not left_alone(circuit)
 
 
 def test_requests_that_fail_together_do_not_double_the_pause(circuit, clock):
@@ -111,7 +149,7 @@ def test_requests_that_fail_together_do_not_double_the_pause(circuit, clock):
     for _ in range(8):
         circuit.fail("refused")
     clock.advance(PAUSE_FIRST_S)
-    assert circuit.admits()
+    assert not left_alone(circuit)
 
 
 def test_an_earlier_request_that_ends_does_not_make_room_for_a_second_trial(circuit, clock):
@@ -120,7 +158,7 @@ def test_an_earlier_request_that_ends_does_not_make_room_for_a_second_trial(circ
     clock.advance(PAUSE_FIRST_S)
     assert circuit.begin()
     assert not circuit.begin()
-    assert not circuit.admits()
+    assert left_alone(circuit)
 
 
 class Endpoint:
@@ -137,7 +175,7 @@ class Endpoint:
             max_response_bytes=100,
             clock=clock,
         )
-        monkeypatch.setattr(self.route, "_exchange", self.exchange)
+        monkeypatch.setattr(self.route._connections, "exchange", self.exchange)
 
     async def exchange(self, *request):
         ended = asyncio.get_running_loop().create_future()
@@ -163,9 +201,11 @@ async def opened(clock, monkeypatch, make_job):
 
 
 async def test_an_endpoint_has_one_trial_at_a_time(opened, make_job):
-    assert opened.route.closed_for(make_job()) is None
+    assert opened.route.closed_for(make_job()).trial_is_due
     task, ended = await opened.send(make_job())
-    assert opened.route.closed_for(make_job()).code is ErrorCode.ENDPOINT_ERROR
+    closed = opened.route.closed_for(make_job())
+    assert closed.code is ErrorCode.ENDPOINT_ERROR
+    assert not closed.is_last_resort
     ended.set_result(Response(200, {}, b'{"outputs": []}'))
     assert (await task).error is None
     assert opened.route.closed_for(make_job()) is None
@@ -176,9 +216,11 @@ async def test_an_endpoints_trials_that_fail_come_ever_more_seldom(opened, make_
     ended.set_exception(ConnectionRefusedError("refused"))
     await task
     clock.advance(PAUSE_FIRST_S)
-    assert "refused" in opened.route.closed_for(make_job()).message
+    closed = opened.route.closed_for(make_job())
+    assert "refused" in closed.message
+    assert not closed.trial_is_due
     clock.advance(PAUSE_FIRST_S)
-    assert opened.route.closed_for(make_job()) is None
+    assert opened.route.closed_for(make_job()).trial_is_due
 
 
 async def test_a_cancelled_trial_lets_another_go(opened, make_job):
@@ -186,7 +228,7 @@ async def test_a_cancelled_trial_lets_another_go(opened, make_job):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert opened.route.closed_for(make_job()) is None
+    assert opened.route.closed_for(make_job()).trial_is_due
     assert (opened.route.waiting, opened.route.running) == (0, 0)
 
 

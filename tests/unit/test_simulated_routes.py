@@ -173,7 +173,7 @@ def test_failures_open_the_circuit_and_a_trial_closes_it():
             await go(has.cloud, job(f"j{n}"), timeout_s=1.0)
         closed = has.cloud.closed_for(job())
         await asyncio.sleep(10.0)
-        trial_may_go = has.cloud.closed_for(job()) is None
+        trial_may_go = has.cloud.closed_for(job()).trial_is_due
         trial = await go(has.cloud, job("trial"), timeout_s=5.0)
         return closed, trial_may_go, trial, has.cloud.circuit.is_open
 

@@ -1,0 +1,127 @@
+"""Trials: whether an endpoint that is left alone after failures is well again.
+
+A copy of a job tries it, while the job itself goes another way: nobody waits for the trial, and a
+failure costs no job its time. A job that has no other way is its own trial, by `constraints.close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from agent.events import Attempted, Events
+from agent.job import Job, JobError
+from agent.router import constraints
+from agent.router.budgets import Budgets
+from agent.router.surroundings import Surroundings, price_of
+from agent.routes.requests import LeftAloneError
+from policies.api import Estimate, Plan, Situation, Why
+
+log = structlog.get_logger(__name__)
+
+# Ends the id of a copy, and no job's: it is none of the job's attempts.
+MARK = "~"
+# After all jobs.
+PRIORITY = 0
+# A trial takes no longer than this, or twice the usual: the next one may find the endpoint well.
+LONGEST_S = 2.0
+LONGEST_P95 = 2.0
+
+Attempt = Callable[[Job, Situation, Plan, Mapping[str, Estimate]], Coroutine[Any, Any, Attempted]]
+
+
+class Trials:
+    """Tries endpoints that are left alone, one request at a time for each."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        budgets: Budgets,
+        attempt: Attempt,
+        *,
+        events: Events,
+        clock: Callable[[], float],
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            around: The routes.
+            budgets: The hard limits; whether the battery has to be saved.
+            attempt: Has a route run a job, within the budgets.
+            events: Told of each trial, which is an attempt like any other.
+            clock: Monotonic seconds.
+        """
+        self._around = around
+        self._budgets = budgets
+        self._attempt = attempt
+        self._events = events
+        self._clock = clock
+        self._running: dict[str, asyncio.Task[None]] = {}  # by route
+        self._ended = False
+
+    def begin(self, job: Job, situation: Situation, closed: Mapping[str, JobError]) -> None:
+        """Try endpoints that are due for it, where the job's terms and the budgets allow.
+
+        Args:
+            job: A job that has another way.
+            situation: As it is for the job.
+            closed: Why routes are closed to it.
+        """
+        for name, reason in closed.items():
+            if (
+                isinstance(reason, LeftAloneError)
+                and reason.trial_is_due
+                and name not in self._running
+                and not self._ended
+                and self._is_allowed(job, name, situation)
+            ):
+                self._begin(job, name, situation)
+
+    async def end(self) -> None:
+        """Call off what is under way, and begin with no more."""
+        self._ended = True
+        tasks = tuple(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _is_allowed(self, job: Job, name: str, situation: Situation) -> bool:
+        route, view = self._around.routes[name], situation.route(name)
+        return (
+            view is not None
+            and constraints.forbidden(job, route, price_of(job, route, view.estimate)) is None
+            and self._budgets.must_save(situation.device) is None
+        )
+
+    def _begin(self, job: Job, name: str, situation: Situation) -> None:
+        views = tuple(
+            replace(view, closed=None) if view.name == name else view for view in situation.routes
+        )
+        expected = {view.name: view.estimate for view in views}
+        longest_s = max(LONGEST_S, LONGEST_P95 * (expected[name].latency_p95_s or 0.0))
+        copy = replace(
+            job,
+            id=f"{job.id}{MARK}",
+            priority=PRIORITY,
+            deadline_at=min(job.deadline_at, self._clock() + longest_s),
+        )
+        plan = Plan(name, Why.EXPLORATION, expected=expected[name])
+        task = asyncio.get_running_loop().create_task(
+            self._try(copy, replace(situation, routes=views), plan, expected)
+        )
+        self._running[name] = task
+        task.add_done_callback(lambda task: self._on_end(job, name, task))
+
+    async def _try(
+        self, copy: Job, situation: Situation, plan: Plan, expected: Mapping[str, Estimate]
+    ) -> None:
+        self._events.emit(await self._attempt(copy, situation, plan, expected))
+
+    def _on_end(self, job: Job, name: str, task: asyncio.Task[None]) -> None:
+        del self._running[name]
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("trial_failed", job_id=job.id, route=name, exc_info=fault)
