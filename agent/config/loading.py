@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from agent.config import protocols
 from agent.config.schema import NAME_PATTERN, NAMED_SECTIONS, Config, ConfigError, split_listen
 from agent.config.sources import ENV_PREFIX, Sources
 
@@ -160,20 +161,13 @@ def _check_references(config: Config, sources: Sources) -> None:
         refuse(str(error), "http", "listen")
     for name, endpoint in config.endpoints.items():
         _check_url(endpoint.url, ("http", "https"), refuse, "endpoints", name, "url")
+        for key, reason in protocols.misfits(endpoint):
+            refuse(reason, "endpoints", name, key)
     for name, model in config.models.items():
         if model.path is None and not model.cloud:
             refuse("needs a path, or a cloud endpoint that serves it", "models", name)
-        image = model.image_input
-        for served in model.cloud:
-            if served.endpoint not in config.endpoints:
-                refuse(f"unknown endpoint '{served.endpoint}'", "models", name, "cloud")
-            if served.image == "original" and image is None:
-                refuse(
-                    'image = "original" is for models with an image preprocess',
-                    "models",
-                    name,
-                    "cloud",
-                )
+        for reason in protocols.model_misfits(model, config.endpoints):
+            refuse(reason, "models", name, "cloud")
 
 
 def _check_url(

@@ -124,6 +124,11 @@ class CloudModel(_Section, frozen=True):
     # How an image gets there: as the tensor that preprocess makes, or as the file that came in.
     image: Literal["tensor", "original"] = "tensor"
     weight: Positive = 1.0  # its share among endpoints that are expected to cost the same
+    # Of text models: what is asked of them, a text to put before each job's, and further fields of
+    # the request, such as { max_completion_tokens = 200 }.
+    task: Literal["chat", "embeddings"] = "chat"
+    prompt: str = ""
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Model(_Section, frozen=True):
@@ -147,10 +152,10 @@ class Model(_Section, frozen=True):
 
 
 class Endpoint(_Section, frozen=True):
-    """A cloud endpoint that speaks Open Inference Protocol v2."""
+    """A cloud endpoint."""
 
     url: str
-    protocol: Literal["oip"] = "oip"
+    protocol: Literal["oip", "tfserving", "openai"] = "oip"
     timeout_s: Positive = 10.0
     connect_timeout_s: Positive = 3.0
     first_byte_timeout_s: Positive | None = None  # until a response begins; default: timeout_s
@@ -167,6 +172,8 @@ class Endpoint(_Section, frozen=True):
     max_in_flight: Count = 32
     # Whether the server takes OIP's binary tensor extension; auto: as it says, else tried once.
     binary: bool | Literal["auto"] = "auto"
+    # How tfserving gets tensors; auto: in rows where all inputs have the same first dimension.
+    tensor_format: Literal["auto", "row", "column"] = "auto"
     probe_interval_s: Positive = 10.0  # while there is no traffic; a minute at least where metered
 
     def cost(self, carried_bytes: float, input_tokens: int = 0, output_tokens: int = 0) -> float:

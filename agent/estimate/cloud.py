@@ -103,6 +103,8 @@ class CloudModel(Outcomes):
         self._down = Size()
         # Decoding an image, encoding a request: what the device adds before and after.
         self._around_s = Mean()
+        # What is paid beside the request and its bytes: for tokens.
+        self._charge = Mean()
         self.longest_p95_s = math.inf  # of the requests that were made of late
 
     @property
@@ -114,6 +116,15 @@ class CloudModel(Outcomes):
     def around_s(self) -> float:
         """What the device adds around the request."""
         return self._around_s.value or 0.0
+
+    @property
+    def charge(self) -> float:
+        """What a request costs beside itself and its bytes."""
+        return self._charge.value or 0.0
+
+    def learn_charge(self, charge: float) -> None:
+        """Take in what an answer cost beside the request and its bytes."""
+        self._charge.learn(max(charge, 0.0))
 
     def sizes(self, input_bytes: float) -> tuple[float, float]:
         """Predict the bytes up and down for inputs of this size."""
@@ -187,6 +198,7 @@ class CloudModel(Outcomes):
             "up": self._up.dump(),
             "down": self._down.dump(),
             "around": self._around_s.dump(),
+            "charge": self._charge.dump(),
             **self._dump_outcomes(),
         }
 
@@ -203,4 +215,6 @@ class CloudModel(Outcomes):
         self._up.load(state["up"])
         self._down.load(state["down"])
         self._around_s.load(state["around"])
+        if "charge" in state:
+            self._charge.load(state["charge"])
         self._load_outcomes(state, now_s, age_s)

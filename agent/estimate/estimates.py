@@ -114,7 +114,8 @@ class Estimates:
         if isinstance(known, LocalModel):
             self._learn_local(known, attempt, now)
         else:
-            self._learn_cloud(known, self._networks[endpoint], attempt, now)
+            settings = self._endpoints.get(endpoint)
+            self._learn_cloud(known, self._networks[endpoint], settings, attempt, now)
         if outcome.confidence is not None:
             known.confidence.learn(outcome.confidence)
 
@@ -292,7 +293,11 @@ class Estimates:
 
     @staticmethod
     def _learn_cloud(
-        known: CloudModel, network: EndpointNetwork, attempt: Attempted, now: float
+        known: CloudModel,
+        network: EndpointNetwork,
+        settings: Endpoint | None,
+        attempt: Attempted,
+        now: float,
     ) -> None:
         outcome = attempt.outcome
         if outcome.error is not None and not outcome.bytes_up:
@@ -320,6 +325,9 @@ class Estimates:
                 None if attempt.waited else around_s,
                 now,
             )
+            if outcome.cost is not None and settings is not None:
+                carried = settings.cost(outcome.bytes_up + outcome.bytes_down)
+                known.learn_charge(outcome.cost - carried)
 
     def _estimate_local(self, model: str, load: Load, device: api.Device) -> api.Estimate:
         known = self._local.get(model)
@@ -377,7 +385,7 @@ class Estimates:
             spent.measured,
             spent.tail_j,
             self._energy.radio_tail_s,
-            None if settings is None else settings.cost(up + down),
+            None if settings is None else settings.cost(up + down) + known.charge,
             failure,
             known.confidence.value,
             up + down,

@@ -12,14 +12,14 @@ import aiohttp
 
 from agent.config import Endpoint, Model
 from agent.events import Probed
-from agent.job import ErrorCode, Job, JobError, Load, Outcome, Tensor
+from agent.job import BYTES, ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes import unheard
 from agent.routes.circuit import Circuit
 from agent.routes.connections import Connections
 from agent.routes.introduction import Introduction
 from agent.routes.pace import Pace
 from agent.routes.probe import Prober
-from agent.routes.protocols import Port, Request, Response, Result, Tokens, speak
+from agent.routes.protocols import BYTES_PER_TOKEN, Port, Request, Response, Result, Tokens, speak
 from agent.routes.requests import Requests, closed_for, slow, was_fair
 from agent.routes.retry_after import retry_after_s
 from policies import api
@@ -136,7 +136,8 @@ class CloudRoute:
 
     def price(self, job: Job) -> float:
         """What the request costs if nothing comes back; see `Route`."""
-        return self._settings.cost(job.input_bytes)
+        text_bytes = sum(len(each.data) for each in job.inputs if each.datatype == BYTES)
+        return self._settings.cost(job.input_bytes, text_bytes // BYTES_PER_TOKEN)
 
     async def run(
         self,

@@ -14,6 +14,7 @@ from agent.config import Config, ConfigError, ImageInput, load, read_secret, spl
 
 CLOUD_MODEL = '[models.a]\ncloud = [{endpoint = "lab"}]\n'
 LAB = '[endpoints.lab]\nurl = "http://h:1"\n'
+LLM = f"{LAB}protocol = 'openai'"
 WRONG = [
     ("x = 1", "x", "unknown section"),
     ("mqtt = 1", "mqtt", "must be a table"),
@@ -39,6 +40,24 @@ WRONG = [
         "models with an image preprocess",
     ),
     (f"{LAB}binary = 'maybe'", "endpoints.lab.binary", "invalid enum value 'maybe'"),
+    (f"{LAB}protocol = 'tfserving'\nbinary = true", "endpoints.lab.binary", 'for protocol "oip"'),
+    (f"{LAB}tensor_format = 'row'", "endpoints.lab.tensor_format", 'for protocol "tfserving"'),
+    (
+        f"{LAB}price_per_million_input_tokens = 1.0",
+        "endpoints.lab.price_per_million_input_tokens",
+        'for protocol "openai"',
+    ),
+    (
+        f"[models.a]\ncloud = [{{endpoint = 'lab', prompt = 'hi'}}]\n{LAB}",
+        "models.a.cloud",
+        'prompt is for protocol "openai"',
+    ),
+    (f"{CLOUD_MODEL}preprocess = 'image'\n{LLM}", "models.a.cloud", 'set image = "original"'),
+    (
+        f"[models.a]\ncloud = [{{endpoint = 'lab', options = {{model = 'x'}}}}]\n{LLM}",
+        "models.a.cloud",
+        "options.model is filled by the job",
+    ),
     ("[endpoints.lab]", "endpoints.lab", "missing required field `url`"),
     ("[endpoints.lab]\nurl = 'ftp://h'", "endpoints.lab.url", "want http://host:port"),
     ("[endpoints.lab]\nurl = 'http://u:p@h'", "endpoints.lab.url", "no credentials"),

@@ -1,0 +1,119 @@
+"""Tensors as TensorFlow Serving's REST API spells them: nested lists, and no datatype beside them.
+
+Strings that are no text are ``{"b64": "…"}``
+(https://www.tensorflow.org/tfx/serving/api_rest#json_mapping).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from agent.job import BYTES, DATATYPE_SIZES, Tensor
+from agent.wire import tensors
+from agent.wire.tensors import bad_request
+
+B64 = "b64"
+
+
+def decode(body: bytes) -> Any:
+    """Decode a body; NaN and infinite numbers may stand in it, which JSON does not know.
+
+    Raises:
+        JobError: (bad_request) it is no JSON.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"not JSON: {error}") from None
+
+
+def to_nested(tensor: Tensor) -> Any:
+    """Give a tensor as nested lists of its shape; a scalar as itself."""
+    if tensor.datatype != BYTES:
+        return tensors.to_array(tensor).tolist()
+    elements = np.empty(tensor.shape, object)
+    elements.flat[:] = [
+        _plain(element) for element in tensors.split_elements(tensor.name, tensor.data)
+    ]
+    return elements.tolist()
+
+
+def from_nested(name: str, values: Any, datatype: str | None) -> Tensor:
+    """Take a tensor from nested lists.
+
+    Args:
+        name: The tensor's name.
+        values: The lists.
+        datatype: The tensor's datatype. None: whole numbers are INT64, others FP32.
+
+    Raises:
+        JobError: (bad_request) they are of no shape, or not of the datatype.
+    """
+    if datatype == BYTES or (datatype is None and _holds_strings(values)):
+        shape, elements = _strings(name, values)
+        return Tensor(name, BYTES, shape, tensors.pack_elements(elements))
+    if datatype is not None and datatype not in DATATYPE_SIZES:
+        raise bad_request(f"output '{name}': datatype {datatype} is not known")
+    try:
+        array: npt.NDArray[Any] = np.array(values)
+    except (ValueError, OverflowError) as error:
+        raise bad_request(f"output '{name}': {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise bad_request(f"output '{name}': neither numbers nor strings, or of no shape")
+    return tensors.from_array(name, _typed(name, array, datatype))
+
+
+def _typed(name: str, array: npt.NDArray[Any], datatype: str | None) -> npt.NDArray[Any]:
+    if datatype is None:
+        return array.astype(np.float32) if array.dtype.kind == "f" else array
+    dtype = tensors.NUMPY_DTYPES[datatype]
+    with np.errstate(over="ignore", invalid="ignore"):
+        typed = array.astype(dtype)
+    if dtype.kind != "f" and not np.array_equal(typed, array):
+        raise bad_request(f"output '{name}': a value is no {datatype}")
+    return typed
+
+
+def _plain(element: bytes) -> str | dict[str, str]:
+    try:
+        return element.decode()
+    except UnicodeDecodeError:
+        return {B64: base64.b64encode(element).decode("ascii")}
+
+
+def _holds_strings(values: Any) -> bool:
+    while isinstance(values, list) and values:
+        values = values[0]
+    return isinstance(values, str | dict)
+
+
+def _strings(name: str, values: Any) -> tuple[tuple[int, ...], list[bytes]]:
+    if not isinstance(values, list):
+        return (), [_element(name, values)]
+    if not any(isinstance(value, list) for value in values):
+        return (len(values),), [_element(name, value) for value in values]
+    rows = [_strings(name, value) for value in values]
+    if len({shape for shape, _ in rows}) != 1:
+        raise bad_request(f"output '{name}': of no shape")
+    return (len(rows), *rows[0][0]), [element for _, row in rows for element in row]
+
+
+def _element(name: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, dict) and isinstance(value.get(B64), str):
+        try:
+            return base64.b64decode(value[B64], validate=True)
+        except ValueError:
+            pass
+    raise bad_request(f"output '{name}': an element is no string")
