@@ -207,6 +207,7 @@ class Daemon:
             await _stop(self.local, self.clouds)
             await self.web.stop()
             await self.store.close()
+            logs.tell_repeats()
             log.info("stopped")
 
     async def reload(self) -> list[str]:

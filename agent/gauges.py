@@ -8,11 +8,15 @@ from typing import Protocol
 from agent.estimate import EnergyAccount, Estimates
 from agent.job import split_route
 from agent.life import State
+from agent.lifecycle import Lifecycle
 from agent.metrics import Metrics
 from agent.mqtt.session import Session
+from agent.router.budgets import Budgets
+from agent.router.in_force import InForce
 from agent.routes import Route
 from agent.routes.cloud import CloudRoute
 from agent.routes.local import LocalRoute
+from agent.sensors.endpoints import EndpointWatch
 from agent.sensors.sampler import Sampler
 from agent.store import Store
 from policies import api
@@ -29,6 +33,10 @@ class Observed(Protocol):
     store: Store
     local: LocalRoute
     clouds: list[CloudRoute]
+    watch: EndpointWatch
+    budgets: Budgets
+    policy: InForce
+    lifecycle: Lifecycle
 
 
 def add(metrics: Metrics, of: Observed, session: Session) -> None:
@@ -84,8 +92,6 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
     for name, field, text in (
         ("rtt_seconds", "rtt_s", "Round trip to an endpoint."),
         ("uplink_bytes_per_second", "uplink_bytes_per_s", "Throughput to an endpoint."),
-        ("downlink_bytes_per_second", "downlink_bytes_per_s", "Throughput from an endpoint."),
-        ("failure_ratio", "failure_probability", "Probability that a request gets no answer."),
     ):
         gauge(f"edgewise_network_{name}", text, ("endpoint",), of_network(field))
     gauge(
@@ -97,7 +103,7 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
     gauge(
         "edgewise_estimate_p95_coverage_ratio",
         "Share of attempts that took no longer than their predicted 95th percentile.",
-        ("model", "route"),
+        ("route",),
         lambda: _coverage(of.estimates),
     )
     gauge(
@@ -134,6 +140,52 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
         lambda: [((cloud.endpoint,), float(cloud.circuit.is_open)) for cloud in of.clouds],
     )
     gauge(
+        "edgewise_endpoint_reachable",
+        "1 while an endpoint answers, be it a job or a probe.",
+        ("endpoint",),
+        lambda: [
+            ((cloud.endpoint,), float(found))
+            for cloud in of.clouds
+            if (found := of.watch.reachable(cloud.endpoint)) is not None
+        ],
+    )
+    gauge(
+        "edgewise_policy_info",
+        "The policy that decides, and the shadows that decide besides, without effect.",
+        ("policy", "role"),
+        lambda: [
+            ((of.policy.decider.name, "decides"), 1.0),
+            *(((name, "shadow"), 1.0) for name in of.policy.shadow_names),
+        ],
+    )
+    gauge(
+        "edgewise_budget_used_ratio",
+        "Share of a budget that is spent in its present day or hour.",
+        ("budget",),
+        lambda: [
+            ((name,), of_it["spent"] / of_it["limit"] if of_it["limit"] else 1.0)
+            for name, of_it in of.budgets.state().items()
+        ],
+    )
+    gauge(
+        "edgewise_battery_goal_seconds",
+        "How long the battery has to last: until budget.battery_last_until.",
+        (),
+        lambda: [] if (goal_s := of.budgets.battery_goal_s) is None else [((), goal_s)],
+    )
+    gauge(
+        "edgewise_store_writable",
+        "0 while the store can't write to its disk, and jobs stay with the broker.",
+        (),
+        lambda: [((), float(of.store.trouble is None))],
+    )
+    gauge(
+        "edgewise_paused",
+        "1 while control/pause holds jobs back.",
+        (),
+        lambda: [((), float(of.lifecycle.paused))],
+    )
+    gauge(
         "edgewise_mqtt_connected",
         "1 while connected to the broker and subscribed.",
         (),
@@ -142,13 +194,13 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
 
 
 def _coverage(estimates: Estimates) -> Series:
-    """Give the coverage of each model and kind of route; several endpoints count as one."""
-    covered: dict[tuple[str, str], tuple[float, int]] = {}
-    for model, route, calibration in estimates.calibrations():
+    """Give the coverage of each kind of route; models and endpoints count by their outcomes."""
+    covered: dict[str, tuple[float, int]] = {}
+    for _, route, calibration in estimates.calibrations():
         if calibration.coverage is None:
             continue
-        key = model, split_route(route)[0]
-        share, count = covered.get(key, (0.0, 0))
+        kind, _ = split_route(route)
+        share, count = covered.get(kind, (0.0, 0))
         share += calibration.coverage * calibration.count
-        covered[key] = share, count + calibration.count
-    return [(key, share / count) for key, (share, count) in covered.items()]
+        covered[kind] = share, count + calibration.count
+    return [((kind,), share / count) for kind, (share, count) in covered.items()]

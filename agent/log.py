@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from agent.events import Answered, BadMessage, Events, PolicyFailed
+from agent.repeats import Repeats
 
 log = structlog.get_logger(__name__)
 
@@ -19,6 +20,10 @@ LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+
+# One for the whole process, as structlog's own configuration is.
+_repeats = Repeats()
 
 
 def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
@@ -38,7 +43,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
         render = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
         encode = [_to_bytes]
     structlog.configure(
-        processors=[*shared, *render, *encode],
+        processors=[_repeats, *shared, *render, *encode],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
@@ -57,6 +62,11 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
+def tell_repeats() -> None:
+    """Tell of faults that were only counted until now; for the end."""
+    _repeats.tell_all()
+
+
 def observe(events: Events) -> None:
     """Log what happens to jobs: one line for each answer."""
     events.subscribe(Answered, _on_answered)
@@ -73,10 +83,12 @@ def _on_answered(event: Answered) -> None:
         model=event.job.model[:64],
         route=account.route,
         endpoint=account.endpoint,
+        policy=account.policy,
         reason=account.reason,
         attempts=account.attempts,
-        total_ms=round(account.total_s * 1000, 3),
+        queue_ms=round(account.queue_s * 1000, 3),
         run_ms=round(account.run_s * 1000, 3),
+        total_ms=round(account.total_s * 1000, 3),
         error=None if error is None else error.code.value,
         detail=None if error is None else error.message[:300],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -31,10 +31,19 @@ from agent.events import (
     Shadowed,
     ShadowFailed,
 )
-from agent.job import Answer, ErrorCode, Job, split_route
+from agent.job import Answer, ErrorCode, Job, Outcome, split_route
+from policies.api import Why
 
-DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
-DECISION_BUCKETS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2, 1e-1)
+# One series each for every model and route: docs/metrics.md has the sum that they are bounded by.
+JOB_BUCKETS = (0.001, 0.01, 0.05, 0.25, 2.5, 60)
+COMMIT_BUCKETS = (0.002, 0.02, 0.2)
+DECISION_BUCKETS = (1e-4, 1e-3, 1e-2)
+# A model is told apart in so many unsuccessful ends (route and outcome) on average; further ones
+# count as `other` and `none`. All that are possible would be twelve a model.
+UNSUCCESSFUL_PER_MODEL = 3
+# OpenMetrics allows so many characters of an exemplar, its label's name included.
+EXEMPLAR_LABEL = "job_id"
+LONGEST_EXEMPLAR = 128 - len(EXEMPLAR_LABEL)
 
 OUTCOMES = {
     ErrorCode.DEADLINE_EXCEEDED: "expired",
@@ -43,6 +52,7 @@ OUTCOMES = {
     ErrorCode.ENDPOINT_ERROR: "failed",
     ErrorCode.INTERNAL: "failed",
 }
+SUCCEEDED = "succeeded"
 NO_ROUTE = "none"
 OTHER = "other"
 
@@ -57,112 +67,116 @@ class Metrics:
         """Set up the metrics. Only the names in `models` become label values, others `other`."""
         # A series more for each counter, which no dashboard reads.
         disable_created_metrics()
-        self.use_models(models)
         self.registry = CollectorRegistry()
-        registry = self.registry
-        ProcessCollector(registry=registry)
-        build = Gauge("edgewise_build_info", "The running version.", ["version"], registry=registry)
+        self.use_models(models)
+        ProcessCollector(registry=self.registry)
+        build = Gauge(
+            "edgewise_build_info", "The running version.", ["version"], registry=self.registry
+        )
         build.labels(__version__).set(1)
-        self._received = Counter(
-            "edgewise_jobs_received", "Valid jobs taken in.", ["model", "intake"], registry=registry
+        self._received = self._counter(
+            "edgewise_jobs_received", "Valid jobs taken in.", "model", "intake"
         )
-        self._jobs = Counter(
-            "edgewise_jobs", "Jobs answered.", ["model", "route", "outcome"], registry=registry
+        self._jobs = self._counter("edgewise_jobs", "Jobs answered.", "model", "route", "outcome")
+        self._unsuccessful: set[tuple[str, ...]] = set()
+        self._decisions = self._counter(
+            "edgewise_decisions", "Decisions.", "policy", "route", "reason"
         )
-        self._decisions = Counter(
-            "edgewise_decisions", "Decisions.", ["policy", "route", "reason"], registry=registry
+        self._decision_s = self._histogram(
+            "edgewise_decision_duration_seconds", "Time a decision took.", DECISION_BUCKETS
         )
-        self._decision_s = Histogram(
-            "edgewise_decision_duration_seconds",
-            "Time a decision took.",
-            buckets=DECISION_BUCKETS,
-            registry=registry,
-        )
-        self._job_s = Histogram(
+        self._job_s = self._histogram(
             "edgewise_job_duration_seconds",
-            "Time from receipt to answer.",
-            ["model", "route"],
-            buckets=DURATION_BUCKETS,
-            registry=registry,
+            "Time from receipt to answer, of jobs that succeeded.",
+            JOB_BUCKETS,
+            "model",
+            "route",
         )
-        self._route_s = Histogram(
+        self._route_s = self._summary(
             "edgewise_route_duration_seconds",
-            "Time an attempt ran on its route, without waiting.",
-            ["model", "route"],
-            buckets=DURATION_BUCKETS,
-            registry=registry,
+            "Time attempts ran on their route, without waiting; those that failed count.",
+            "model",
+            "route",
         )
-        self._misses = Counter(
+        self._attempts = self._counter(
+            "edgewise_attempts",
+            "Attempts to run a job on a route, by how they ended.",
+            "route",
+            "outcome",
+        )
+        self._hedges = self._counter(
+            "edgewise_hedges",
+            "Second attempts that were begun because the first was late, by which was quicker.",
+            "outcome",
+        )
+        self._misses = self._counter(
             "edgewise_deadline_misses",
             "Jobs not answered with a result by their deadline.",
-            ["model", "route"],
-            registry=registry,
+            "model",
+            "route",
         )
-        self._estimate_error = Summary(
+        self._estimate_error = self._summary(
             "edgewise_estimate_error_seconds",
             "Absolute difference between an attempt's expected and actual latency.",
-            ["model", "route"],
-            registry=registry,
+            "model",
+            "route",
         )
-        self._energy = Counter(
-            "edgewise_energy_joules", "Energy jobs took, estimated.", ["route"], registry=registry
+        self._expected_s = self._counter(
+            "edgewise_expected_latency_seconds",
+            "Latency that was expected of attempts that succeeded, waiting included, summed up.",
+            "route",
         )
-        self._cost = Counter(
-            "edgewise_cloud_cost", "Money spent at endpoints.", ["endpoint"], registry=registry
+        self._actual_s = self._counter(
+            "edgewise_actual_latency_seconds", "Latency that these attempts had.", "route"
         )
-        self._probe_bytes = Counter(
-            "edgewise_probe_bytes",
-            "Bytes that probes of an endpoint took, both ways.",
-            ["endpoint"],
-            registry=registry,
+        self._energy = self._counter(
+            "edgewise_energy_joules", "Energy jobs took, estimated.", "route"
         )
-        self._bad = Counter(
-            "edgewise_bad_messages", "Messages that are no job.", ["reason"], registry=registry
+        self._cost = self._counter("edgewise_cloud_cost", "Money spent at endpoints.", "endpoint")
+        self._probe_bytes = self._counter(
+            "edgewise_probe_bytes", "Bytes that probes of an endpoint took, both ways.", "endpoint"
         )
-        self._policy_failures = Counter(
+        self._bad = self._counter("edgewise_bad_messages", "Messages that are no job.", "reason")
+        self._policy_failures = self._counter(
             "edgewise_policy_failures",
             "Decisions that a static rule took because the policy failed.",
-            ["policy"],
-            registry=registry,
+            "policy",
         )
-        self._shadow_decisions = Counter(
+        self._shadow_decisions = self._counter(
             "edgewise_shadow_decisions",
             "Decisions that a shadow policy would have taken.",
-            ["policy", "route"],
-            registry=registry,
+            "policy",
+            "route",
         )
-        self._shadow_agreement = Counter(
+        self._shadow_agreement = self._counter(
             "edgewise_shadow_agreement",
             "Of these, whether the route was the same as the one decided on.",
-            ["policy", "agrees"],
-            registry=registry,
+            "policy",
+            "agrees",
         )
-        self._shadow_cost = Counter(
+        self._shadow_cost = self._counter(
             "edgewise_shadow_expected_cost",
             "Expected cost of what the shadow policy and of what the real one chose, in deadlines.",
-            ["policy", "choice"],
-            registry=registry,
+            "policy",
+            "choice",
         )
-        self._shadow_failures = Counter(
+        self._shadow_failures = self._counter(
             "edgewise_shadow_failures",
             "A shadow policy raised, overran or broke the rules.",
-            ["policy"],
-            registry=registry,
+            "policy",
         )
-        self._audits = Counter(
+        self._audits = self._counter(
             "edgewise_audits",
             "Local answers that an endpoint was asked about, and whether it agreed.",
-            ["model", "agrees"],
-            registry=registry,
+            "agrees",
         )
-        self._commit_s = Histogram(
+        self._commit_s = self._histogram(
             "edgewise_store_commit_duration_seconds",
             "Time the store took to commit.",
-            buckets=DURATION_BUCKETS,
-            registry=registry,
+            COMMIT_BUCKETS,
         )
-        self._restarts = Counter(
-            "edgewise_worker_restarts", "Worker processes started again.", registry=registry
+        self._restarts = self._counter(
+            "edgewise_worker_restarts", "Worker processes started again."
         )
 
     def observe(self, events: Events) -> None:
@@ -223,7 +237,13 @@ class Metrics:
     def _on_attempted(self, event: Attempted) -> None:
         model = self._model(event.job)
         kind, endpoint = split_route(event.plan.route or NO_ROUTE)
-        self._route_s.labels(model, kind).observe(event.outcome.run_s)
+        ended = _end_of(event.outcome)
+        self._attempts.labels(kind, ended).inc()
+        if event.plan.why is Why.HEDGED:
+            self._hedges.labels("won" if ended == SUCCEEDED else "lost").inc()
+        if event.outcome.run_s:
+            # Else it never ran.
+            self._route_s.labels(model, kind).observe(event.outcome.run_s)
         if event.energy_j is not None:
             self._energy.labels(kind).inc(event.energy_j)
         if endpoint and event.cost is not None:
@@ -232,19 +252,46 @@ class Metrics:
         if event.outcome.error is None and expected_s is not None:
             error = abs(expected_s - event.latency_s)
             self._estimate_error.labels(model, kind).observe(error)
+            self._expected_s.labels(kind).inc(expected_s)
+            self._actual_s.labels(kind).inc(event.latency_s)
 
     def _on_audited(self, event: Audited) -> None:
         agrees = "unknown" if event.agrees is None else str(event.agrees).lower()
-        self._audits.labels(self._model(event.job), agrees).inc()
+        self._audits.labels(agrees).inc()
 
     def _on_answered(self, event: Answered) -> None:
         model = self._model(event.job)
         account = event.answer.account
         route = account.route or NO_ROUTE
-        self._jobs.labels(model, route, _outcome(event.answer)).inc()
-        self._job_s.labels(model, route).observe(account.total_s)
+        outcome = _outcome(event.answer)
+        if outcome == SUCCEEDED:
+            job_id = event.job.id
+            exemplar = {EXEMPLAR_LABEL: job_id} if len(job_id) <= LONGEST_EXEMPLAR else None
+            self._job_s.labels(model, route).observe(account.total_s, exemplar)
+            self._jobs.labels(model, route, outcome).inc()
+        else:
+            self._jobs.labels(*self._bounded(model, route, outcome)).inc()
         if _missed(event.job, event.answer):
             self._misses.labels(model, route).inc()
+
+    def _bounded(self, *end: str) -> tuple[str, ...]:
+        """Give an unsuccessful end's model, route and outcome as label values."""
+        known = self._unsuccessful
+        if end in known:
+            return end
+        if end[0] == OTHER or len(known) >= UNSUCCESSFUL_PER_MODEL * len(self._models):
+            return OTHER, NO_ROUTE, end[-1]
+        known.add(end)
+        return end
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _summary(self, name: str, text: str, *labels: str) -> Summary:
+        return Summary(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def _model(self, job: Job) -> str:
         return job.model if job.model in self._models else OTHER
@@ -264,8 +311,16 @@ class _ReadGauge(Collector):
         yield family
 
 
+def _end_of(attempt: Outcome) -> str:
+    if attempt.error is None:
+        return SUCCEEDED
+    if attempt.timed_out:
+        return "timed_out"
+    return "called_off" if attempt.error.code is ErrorCode.CANCELLED else "failed"
+
+
 def _outcome(answer: Answer) -> str:
-    return "succeeded" if answer.error is None else OUTCOMES.get(answer.error.code, "rejected")
+    return SUCCEEDED if answer.error is None else OUTCOMES.get(answer.error.code, "rejected")
 
 
 def _missed(job: Job, answer: Answer) -> bool:

@@ -154,17 +154,26 @@ class Budgets:
 
     def must_save(self, device: Device) -> BudgetSpentError | None:
         """Tell why a job that can wait should: the battery would not last until its goal."""
-        left_s = device.battery_time_left_s
-        if self._last_until is None or left_s is None or not device.battery_discharging:
+        left_s, goal_s = device.battery_time_left_s, self.battery_goal_s
+        if goal_s is None or left_s is None or not device.battery_discharging:
+            return None
+        if left_s >= goal_s:
+            return None
+        return _spent(
+            f"the battery would not last until budget.battery_last_until = {self._last_until}"
+        )
+
+    @property
+    def battery_goal_s(self) -> float | None:
+        """How long the battery has to last from now on, in seconds; None where no goal is set."""
+        if self._last_until is None:
             return None
         now = datetime.fromtimestamp(self._wall()).astimezone()
         hour, minute = (int(part) for part in self._last_until.split(":"))
         goal = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
         if goal <= now:
             goal += timedelta(days=1)
-        if left_s >= (goal - now).total_seconds():
-            return None
-        return _spent(f"the battery would not last until budget.battery_last_until = {goal:%H:%M}")
+        return (goal - now).total_seconds()
 
     def reserve(self, kind: str, expected: Spending, device: Device) -> Reservation:
         """Set aside what an attempt is expected to take."""

@@ -68,6 +68,11 @@ class InForce:
         self.shadows = Shadows(events)
         self._use_shadows()
 
+    @property
+    def shadow_names(self) -> list[str]:
+        """The shadows' names, those that were switched off included."""
+        return [shadow.name for shadow in self._shadowing]
+
     async def start(self) -> None:
         """Arm the guard, in the thread that decides, and take up what was kept.
 

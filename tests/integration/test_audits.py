@@ -18,7 +18,7 @@ async def serving(serve, configure, cloud):
 
 async def audited(serving, count, **labels):
     async with asyncio.timeout(20):
-        while await serving.metric("edgewise_audits_total", model="digits", **labels) < count:
+        while await serving.metric("edgewise_audits_total", **labels) < count:
             pass
 
 

@@ -13,7 +13,7 @@ NAMES = {
     "edgewise_decisions_total",
     "edgewise_decision_duration_seconds_count",
     "edgewise_job_duration_seconds_bucket",
-    "edgewise_route_duration_seconds_bucket",
+    "edgewise_route_duration_seconds_count",
     "edgewise_jobs_waiting",
     "edgewise_jobs_running",
     "edgewise_estimate_error_seconds_count",

@@ -28,6 +28,8 @@ class Lines:
         monkeypatch.setattr(logs, "sys", SimpleNamespace(stderr=self.stream))
         # Loggers are made for good on first use: this one is the test's own.
         monkeypatch.setattr(logs, "log", structlog.get_logger())
+        # Many of these lines are alike.
+        monkeypatch.setattr(logs, "_repeats", lambda _logger, _method, event: event)
         logs.observe(self.events)
 
     def emit(self, event):
@@ -56,7 +58,8 @@ def answered(job, error=None, **account):
 def test_an_answer_is_one_line_of_json(lines, make_job):
     logs.configure("info", "json")
     account = {"route": "cloud", "endpoint": "lab", "reason": "retry", "attempts": 2}
-    (line,) = lines.emit(answered(make_job(), total_s=0.0125, **account))
+    times = {"queue_s": 0.002, "run_s": 0.01, "total_s": 0.0125}
+    (line,) = lines.emit(answered(make_job(), policy="mine", **times, **account))
     entry = json.loads(line)
     assert (
         entry.items()
@@ -65,6 +68,9 @@ def test_an_answer_is_one_line_of_json(lines, make_job):
             "level": "info",
             "job_id": "j1",
             "model": "digits",
+            "policy": "mine",
+            "queue_ms": 2.0,
+            "run_ms": 10.0,
             "total_ms": 12.5,
             "error": None,
             **account,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
@@ -85,9 +88,9 @@ def answered(make_job):
 
 @pytest.fixture
 def attempted(make_job):
-    def make(route="local", latency_s=0.3, expected=None, **outcome):
-        done = Outcome(run_s=0.25, **outcome)
-        job, plan = make_job(), Plan(route)
+    def make(route="local", latency_s=0.3, expected=None, why=Why.PREFERRED, **outcome):
+        done = Outcome(**{"run_s": 0.25, **outcome})
+        job, plan = make_job(), Plan(route, why)
         return Attempted(
             job, situation(), plan, done, latency_s, expected or Estimate(), 0.5, cost=done.cost
         )
@@ -127,9 +130,56 @@ def test_a_model_that_is_not_configured_counts_as_other(counted, answered, make_
     assert b"moon" not in openmetrics(counted.metrics.registry)
 
 
-def test_a_job_id_is_no_label(counted, answered, attempted, make_job):
-    counted.emit(Received(make_job(), "mqtt"), attempted(), answered(route="local"))
-    assert b"j1" not in openmetrics(counted.metrics.registry)
+def test_a_job_id_is_no_label_but_an_exemplar(counted, answered, attempted, make_job):
+    counted.emit(Received(make_job(), "mqtt"), attempted(), answered(route="local", total_s=0.03))
+    assert b"j1" not in generate_latest(counted.metrics.registry)
+    (told,) = [
+        line for line in openmetrics(counted.metrics.registry).decode().splitlines() if "j1" in line
+    ]
+    assert re.fullmatch(
+        r'edgewise_job_duration_seconds_bucket{le="0.05",model="digits",route="local"} 1.0 '
+        r'# {job_id="j1"} 0.03 [\d.e+]+',
+        told,
+    )
+
+
+def test_an_id_that_is_too_long_for_an_exemplar_is_none(counted, make_job):
+    job = make_job("i" * 128)
+    counted.emit(Answered(job, Answer(job.id, job.model, account=Account(route="local"))))
+    assert counted.value("edgewise_job_duration_seconds_count", model="digits", route="local") == 1
+    assert b"iii" not in openmetrics(counted.metrics.registry)
+
+
+def test_a_job_that_failed_has_no_duration(counted, answered):
+    counted.emit(answered(ErrorCode.DEADLINE_EXCEEDED, route="local", total_s=1.0))
+    assert "edgewise_job_duration_seconds_count" not in counted.series()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ended"),
+    [
+        ({}, "succeeded"),
+        ({"error": JobError(ErrorCode.ENDPOINT_ERROR, "refused")}, "failed"),
+        ({"error": JobError(ErrorCode.ENDPOINT_ERROR, "late"), "timed_out": True}, "timed_out"),
+        ({"error": JobError(ErrorCode.CANCELLED, "it was called off")}, "called_off"),
+    ],
+)
+def test_an_attempt_counts_by_its_route_and_how_it_ended(counted, attempted, outcome, ended):
+    counted.emit(attempted("cloud:lab", **outcome))
+    assert counted.value("edgewise_attempts_total", route="cloud", outcome=ended) == 1
+
+
+def test_a_hedge_counts_as_won_or_lost(counted, attempted):
+    lost = JobError(ErrorCode.CANCELLED, "it was called off")
+    counted.emit(attempted(why=Why.HEDGED), attempted(why=Why.HEDGED, error=lost), attempted())
+    assert counted.value("edgewise_hedges_total", outcome="won") == 1
+    assert counted.value("edgewise_hedges_total", outcome="lost") == 1
+
+
+def test_an_attempt_that_never_ran_has_no_time_on_its_route(counted, attempted):
+    error = JobError(ErrorCode.ENDPOINT_ERROR, "no turn")
+    counted.emit(attempted("cloud:lab", error=error, run_s=0.0))
+    assert "edgewise_route_duration_seconds_count" not in counted.series()
 
 
 def test_an_attempt_counts_its_time_energy_cost_and_how_wrong_the_estimate_was(counted, attempted):
@@ -137,6 +187,8 @@ def test_an_attempt_counts_its_time_energy_cost_and_how_wrong_the_estimate_was(c
     where = {"model": "digits", "route": "cloud"}
     assert counted.value("edgewise_route_duration_seconds_sum", **where) == 0.25
     assert counted.value("edgewise_estimate_error_seconds_sum", **where) == pytest.approx(0.2)
+    assert counted.value("edgewise_expected_latency_seconds_total", route="cloud") == 0.1
+    assert counted.value("edgewise_actual_latency_seconds_total", route="cloud") == 0.3
     assert counted.value("edgewise_energy_joules_total", route="cloud") == 0.5
     assert counted.value("edgewise_cloud_cost_total", endpoint="lab") == 2.0
 
@@ -186,6 +238,7 @@ def test_the_contracts_names_are_on_the_page(counted, answered, attempted, make_
         Decided(job, "mine", situation(), Plan("local"), 1e-5),
         attempted("cloud:lab", 0.1, Estimate(latency_mean_s=0.1), cost=1.0),
         answered(ErrorCode.DEADLINE_EXCEEDED, route="local"),
+        answered(route="local"),
     )
     counted.metrics.worker_restarted()
     assert counted.series() >= EVENTS_COUNTED
