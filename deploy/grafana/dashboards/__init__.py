@@ -1,0 +1,1 @@
+"""What the dashboards are made of; `generate.py` beside this package writes them."""
