@@ -1,7 +1,7 @@
 """A stand-in cloud: a real Open Inference Protocol v2 server that really runs a model.
 
-Started as ``python -m agent.demo.cloud PORT NAME MODEL_FILE``. It counts what it sees, so that the
-demo and the tests can tell whether a private job has ever reached it.
+Started as ``python -m agent.demo.cloud PORT NAME MODEL_FILE [HOST]``. It counts what it sees, so that
+the demo and the tests can tell whether a private job has ever reached it.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def _refusal(reason: str) -> web.Response:
     return web.json_response({"error": reason}, status=400)
 
 
-async def _serve(port: int, name: str, path: Path) -> None:
+async def _serve(port: int, name: str, path: Path, host: str = "127.0.0.1") -> None:
     runner = web.AppRunner(StandInCloud(name, path).application(), access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, host, port).start()
     # Says that it listens; whoever started it waits for this line.
     sys.stdout.write("listening\n")
     sys.stdout.flush()
@@ -120,4 +120,4 @@ async def _serve(port: int, name: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    asyncio.run(_serve(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *sys.argv[4:5]))

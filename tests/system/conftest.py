@@ -64,9 +64,10 @@ def edgewise():
 class DaemonProcess:
     """`edgewise run`, from its start until its end."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, environment: dict[str, str]) -> None:
         self.log: list[dict[str, Any]] = []
         self._config = config
+        self._environment = {**ENVIRONMENT, **environment}
         self._more = asyncio.Condition()
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -81,7 +82,7 @@ class DaemonProcess:
                 *(sys.executable, "-m", "agent", "run", "--config", str(self._config)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={**ENVIRONMENT, "NOTIFY_SOCKET": f"@{name}"},
+                env={**self._environment, "NOTIFY_SOCKET": f"@{name}"},
             )
             self._reading = asyncio.create_task(self._read())
             told = asyncio.create_task(asyncio.get_running_loop().sock_recv(manager, 4096))
@@ -158,8 +159,8 @@ async def start_daemon(program):
     """Start `edgewise run` on a configuration; it is online for the one that hears it."""
     daemons = []
 
-    async def start(config: Path, heard_by=program) -> DaemonProcess:
-        daemon = DaemonProcess(config)
+    async def start(config: Path, heard_by=program, **environment: str) -> DaemonProcess:
+        daemon = DaemonProcess(config, environment)
         daemons.append(daemon)
         await daemon.start()
         if heard_by is not None:

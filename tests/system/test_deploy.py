@@ -1,12 +1,8 @@
-"""What an operator installs: the unit, the configuration, the scrape example, the dashboard."""
+"""What an operator installs: the unit, the configuration, dashboards and alerts."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import importlib.util
 import json
-import math
 import os
 import re
 import shutil
@@ -16,41 +12,25 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import pytest
+import yaml
 
 from agent import config, plugins
 from agent.config import Endpoint, Model, load
 from agent.daemon import Daemon
-from agent.demo.broker import free_port
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "edgewise.service"
 EXAMPLE = ROOT / "deploy" / "edgewise.toml"
 SCRAPE = ROOT / "deploy" / "prometheus" / "prometheus.yml"
-DASHBOARD = ROOT / "deploy" / "grafana" / "edgewise.json"
+ALERTS = SCRAPE.with_name("alerts.yml")
+CASES = SCRAPE.with_name("alerts_test.yml")
+RUNBOOK = ROOT / "docs" / "runbook.md"
+DASHBOARDS = [
+    ROOT / "deploy" / "grafana" / name for name in ("edgewise.json", "edgewise-fleet.json")
+]
 MAX_EXPOSURE = 1.1  # systemd's measure: 0 is closed, 10 wide open
-WAIT_S = 30.0
-# What a dashboard's variables stand for while all devices are chosen.
-CHOICES = {
-    "$device": ".*",
-    "$instance": ".*",
-    "$model": ".*",
-    "$__rate_interval": "1m",
-    "$__range": "1h",
-}
-# Fails on low priority, so that the dashboard has a policy's failure to show.
-MOODY = """
-from policies.api import Plan
-
-class Moody:
-    def decide(self, situation):
-        if situation.job.priority == 0:
-            raise RuntimeError("not for this")
-        route = situation.open_routes[0]
-        return Plan(route.name, expected=route.estimate)
-"""
 
 
 def tool(name: str) -> str:
@@ -158,10 +138,10 @@ def keys(kind: type[msgspec.Struct]) -> list[str]:
     return [field.name for field in msgspec.structs.fields(kind)]
 
 
-# The scrape example and the dashboard
+# What Prometheus and Grafana read
 
 
-def test_promtool_accepts_the_scrape_example():
+def test_promtool_accepts_the_scrape_example_and_its_alerts():
     ended = subprocess.run(
         [tool("promtool"), "check", "config", SCRAPE], capture_output=True, text=True, check=False
     )
@@ -172,191 +152,72 @@ def test_the_scrape_example_reads_where_the_daemon_listens():
     assert f'targets: ["{config.Http().listen}"]' in SCRAPE.read_text()
 
 
-def test_the_dashboard_names_only_metrics_that_the_daemon_exports(configure):
+def test_every_alert_fires_and_does_not_in_the_cases_for_it():
+    ended = subprocess.run(
+        [tool("promtool"), "test", "rules", CASES], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    cases = [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in verdicts(test)]
+    for alert in (rule["alert"] for rule in rules()):
+        assert {fires for name, fires in cases if name == alert} == {True, False}, alert
+
+
+def verdicts(test: dict[str, Any]) -> list[tuple[str, bool]]:
+    """Each alert that a test's cases name, and whether it fires in one of them."""
+    by_name: dict[str, bool] = {}
+    for case in test["alert_rule_test"]:
+        name = case["alertname"]
+        by_name[name] = by_name.get(name, False) or bool(case["exp_alerts"])
+    return list(by_name.items())
+
+
+def test_every_alert_has_its_section_in_the_runbook():
+    headings = re.findall(r"^## (\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)
+    assert headings == [rule["alert"] for rule in rules()]
+    for rule in rules():
+        anchor = f"docs/runbook.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == anchor
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    return group["rules"]
+
+
+@pytest.mark.parametrize("file", [*DASHBOARDS, ALERTS], ids=lambda file: file.name)
+def test_dashboards_and_alerts_name_only_metrics_that_the_daemon_exports(configure, file):
     config = load(configure(), environ={})
     exported = {family.name for family in Daemon(config, lambda: config).metrics.registry.collect()}
-    named = set(re.findall(r"edgewise_\w+", DASHBOARD.read_text()))
+    named = set(re.findall(r"\bedgewise_\w+|\bprocess_\w+", file.read_text()))
     # A family's name is without what its kind adds to its series'.
     assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in named} <= exported
 
 
-def test_the_dashboard_is_what_its_program_writes():
+def test_every_metric_is_on_a_dashboard(configure):
+    config = load(configure(), environ={})
+    exported = {family.name for family in Daemon(config, lambda: config).metrics.registry.collect()}
+    text = "".join(file.read_text() for file in DASHBOARDS)
+    assert {name for name in exported if name not in text} == {
+        # For whoever looks closer.
+        "edgewise_energy_measured",
+        "edgewise_jobs_deferred",
+        "process_max_fds",
+        "process_open_fds",
+        "process_virtual_memory_bytes",
+    }
+
+
+def test_the_dashboards_are_what_their_program_writes(tmp_path):
     pytest.importorskip("grafana_foundation_sdk")
-    spec = importlib.util.spec_from_file_location("dashboard", DASHBOARD.with_name("dashboard.py"))
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    assert program.encode(program.build()) == DASHBOARD.read_text()
+    program = DASHBOARDS[0].with_name("generate.py")
+    subprocess.run([sys.executable, "-B", program, tmp_path], check=True)
+    for file in DASHBOARDS:
+        assert (tmp_path / file.name).read_text() == file.read_text()
 
 
-class Prometheus:
-    """A Prometheus that scrapes as the example says, only elsewhere and more often."""
-
-    def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
-        self._url = url
-        self._http = http
-
-    async def ask(self, path: str, **parameters: str) -> Any:
-        async with self._http.get(f"{self._url}{path}", params=parameters) as response:
-            said = await response.json()
-        assert said["status"] == "success", said
-        return said["data"]
-
-    async def values(self, expression: str) -> list[float]:
-        found = await self.ask("/api/v1/query", query=expression)
-        return [float(series["value"][1]) for series in found["result"]]
-
-
-async def is_ready(url: str, http: aiohttp.ClientSession) -> bool:
-    try:
-        async with http.get(f"{url}/-/ready") as response:
-            return response.ok
-    except aiohttp.ClientConnectionError:
-        return False
-
-
-@pytest.fixture
-def scraped() -> int:
-    """The port that the daemon shows its metrics on."""
-    return free_port()
-
-
-@pytest.fixture
-async def prometheus(tmp_path, scraped):
-    program = tool("prometheus")
-    example = SCRAPE.read_text()
-    settings = tmp_path / "prometheus.yml"
-    settings.write_text(
-        example.replace("127.0.0.1:9464", f"127.0.0.1:{scraped}").replace("15s", "1s")
-    )
-    port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        program,
-        f"--config.file={settings}",
-        f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--log.level=error",
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        async with aiohttp.ClientSession() as http:
-            async with asyncio.timeout(WAIT_S):
-                while not await is_ready(url, http):  # noqa: ASYNC110 - another process's event
-                    await asyncio.sleep(0.1)
-            yield Prometheus(url, http)
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-@pytest.fixture
-def moody(tmp_path) -> str:
-    """A policy that fails where it is asked to, as `policy.path` wants it."""
-    file = tmp_path / "moody.py"
-    file.write_text(MOODY)
-    return f"{file}:Moody"
-
-
-@pytest.fixture
-def on_battery(tmp_path) -> str:
-    """The /sys of a device on battery."""
-    battery = tmp_path / "sys" / "class" / "power_supply" / "BAT0"
-    battery.mkdir(parents=True)
-    for name, value in {"type": "Battery", "capacity": "80", "status": "Discharging"}.items():
-        (battery / name).write_text(f"{value}\n")
-    return str(tmp_path / "sys")
-
-
-@pytest.fixture
-async def daemon(configure, cloud, program, scraped, moody, on_battery):
-    """A daemon on battery, near a cloud, with the moody policy."""
-    settings = configure(
-        cloud=cloud,
-        device={"sysfs_root": on_battery},
-        http={"listen": f"127.0.0.1:{scraped}"},
-        policy={"path": moody},
-    )
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agent", "--config", str(settings), "run")
-    )
-    try:
-        await program.status("online")
-        yield
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def test_every_panel_shows_what_happened(daemon, prometheus, program, digits):
-    panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
-    queries = {
-        f"{panel['title']} {target['refId']}": chosen(target["expr"])
-        for panel in panels
-        for target in panel["targets"]
-    }
-    assert len(queries) > len(panels) > 20
-    empty = set(queries)
-    number = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(WAIT_S):
-            while empty:
-                # Again and again, since a counter's rate can't be told from one scrape.
-                number += 1
-                await submit_all_kinds(program, digits, number)
-                await asyncio.sleep(0.5)
-                for name in sorted(empty):
-                    values = await prometheus.values(queries[name])
-                    if any(math.isfinite(value) for value in values):
-                        empty.discard(name)
-    assert not empty
-
-
-async def submit_all_kinds(program, digits, number: int) -> None:
-    """Submit jobs for both routes, a late one, one that the policy fails at, and no job at all."""
-    jobs = {
-        "local": {"placement": "only_local"},
-        "cloud": {"placement": "only_cloud"},
-        "late": {"deadline_ms": 0.01},
-        "moody": {"priority": 0},
-    }
-    for kind, parameters in jobs.items():
-        await program.submit("digits", digits.job(f"{kind}-{number}", **parameters))
-    await program.submit("digits", b"no job")
-    for kind in jobs:
-        await program.answer(f"{kind}-{number}")
-
-
-async def test_every_variable_of_the_dashboard_finds_its_values(
-    daemon, prometheus, program, digits
-):
-    await submit_all_kinds(program, digits, 0)
-    wanted = {v["name"]: v["query"]["query"] for v in variables() if v["type"] == "query"}
-    assert list(wanted) == ["device", "instance", "model"]
-    found: dict[str, list[str]] = {}
-    async with asyncio.timeout(WAIT_S):
-        while len(found) < len(wanted):
-            for name, query in wanted.items():
-                metric, label = re.fullmatch(r"label_values\((.+), (\w+)\)", chosen(query)).groups()
-                values = await prometheus.ask(
-                    f"/api/v1/label/{label}/values", **{"match[]": metric}
-                )
-                if values:
-                    found[name] = values
-            await asyncio.sleep(0.1)
-    assert found["device"] == ["porch"]
-    assert found["model"] == ["digits"]
-
-
-def dashboard() -> dict[str, Any]:
-    return json.loads(DASHBOARD.read_text())
-
-
-def variables() -> list[dict[str, Any]]:
-    return dashboard()["templating"]["list"]
-
-
-def chosen(query: str) -> str:
-    """The query as Grafana sends it when all devices are chosen."""
-    for variable, value in CHOICES.items():
-        query = query.replace(variable, value)
-    assert "$" not in query
-    return query
+def test_every_panel_says_what_it_shows():
+    for file in DASHBOARDS:
+        for panel in json.loads(file.read_text())["panels"]:
+            assert panel["type"] in ("row", "text") or len(panel["description"]) > 20, panel[
+                "title"
+            ]
