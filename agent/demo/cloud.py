@@ -1,7 +1,7 @@
 """A stand-in cloud: a real Open Inference Protocol v2 server that really runs a model.
 
-Started as ``python -m agent.demo.cloud PORT NAME MODEL_FILE [HOST]``. It counts what it sees, so that
-the demo and the tests can tell whether a private job has ever reached it.
+Started as ``python -m agent.demo.cloud PORT NAME MODEL_FILE [HOST]``. It counts what it
+sees, so that the demo and the tests can tell whether a private job has ever reached it.
 """
 
 from __future__ import annotations
