@@ -11,7 +11,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
-	@echo "make bench   compare with a bare loop; deferred jobs; estimates; cascades (needs mosquitto)"
+	@echo "make bench   compare with a bare loop; deferred jobs; estimates; cascades; HTTP (needs mosquitto)"
 	@echo "make bench-policies  all policies and baselines on simulated networks, against the oracle"
 	@echo "make truth   hold the simulator against the real daemon (needs mosquitto, a quiet machine)"
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"

@@ -27,6 +27,7 @@ from agent.lifecycle import Lifecycle
 from agent.metrics import Metrics
 from agent.mqtt.address import broker
 from agent.mqtt.gateway import Gateway
+from agent.mqtt.pool import Pool
 from agent.router.budgets import Budgets
 from agent.router.in_force import InForce
 from agent.router.router import Router
@@ -110,6 +111,7 @@ class Daemon:
             state_interval_s=config.device.state_interval_s,
             control=Control(self.lifecycle, reload=self.reload, switch=self._switch).carry_out,
         )
+        self.pool = self._make_pool(config, events)
         self.inference = Inference(
             self.lifecycle,
             events,
@@ -156,7 +158,8 @@ class Daemon:
 
     def not_ready(self) -> str | None:
         """Give the reason why not all is well for all jobs, or None."""
-        return self.unavailable() or self.gateway.trouble or self._refused()
+        pool = None if self.pool is None else self.pool.trouble
+        return self.unavailable() or self.gateway.trouble or pool or self._refused()
 
     def _refused(self) -> str | None:
         refused = self.local.refused.values()
@@ -273,6 +276,8 @@ class Daemon:
         self.watch.use(self._probes(config))
         self.estimates.use(config.endpoints)
         self.router.use_routes((local, *clouds), config.models)
+        if self.pool is not None:
+            self.pool.use_models(config.models)
         self._in_background(_retire(*before))
 
     async def _reload_on_signal(self) -> None:
@@ -299,10 +304,12 @@ class Daemon:
             asyncio.create_task(self.gateway.run(), name="gateway"),
             asyncio.create_task(self.lifecycle.run(), name="lifecycle"),
         ]
+        if self.pool is not None:
+            services.append(asyncio.create_task(self.pool.run(), name="pool"))
         interval_s = systemd.watchdog_interval_s()
         if interval_s is not None:
             services.append(asyncio.create_task(_feed_watchdog(interval_s), name="watchdog"))
-        subscribed = asyncio.create_task(self.gateway.session.until_connected())
+        subscribed = asyncio.create_task(self._until_connected())
         try:
             # Who publishes as soon as the service is up finds us subscribed. A broker that is away
             # does not fail the start: we are ready for its return.
@@ -318,7 +325,11 @@ class Daemon:
                     raise RuntimeError(f"{service.get_name()} ended by itself")
             log.info("stopping", unfinished=self.lifecycle.unfinished)
             self.inference.close()
+            if self.pool is not None:
+                self.pool.close()
             await self.gateway.drain(self.config.limits.shutdown_grace_s)
+            if self.pool is not None:
+                await self.pool.leave()
             self.inference.release()
             await self.learned.save()
         finally:
@@ -326,6 +337,11 @@ class Daemon:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_connected(self) -> None:
+        await self.gateway.session.until_connected()
+        if self.pool is not None:
+            await self.pool.session.until_connected()
 
     async def _open(self) -> None:
         await self.store.start()
@@ -384,6 +400,21 @@ class Daemon:
             for name, endpoint in config.endpoints.items()
         ]
         return local, clouds
+
+    def _make_pool(self, config: Config, events: Events) -> Pool | None:
+        if config.mqtt.share_group is None:
+            return None
+        return Pool(
+            broker(config),
+            config.device.id,
+            config.mqtt.share_group,
+            lifecycle=self.lifecycle,
+            events=events,
+            limits=lambda: self.config.limits,
+            reply_topics=config.mqtt.reply_topics,
+            models=config.models,
+            jobs_at_once=config.mqtt.share_jobs,
+        )
 
     def _handle_signals(self, stopping: asyncio.Event) -> None:
         def on_stop() -> None:

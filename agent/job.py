@@ -131,6 +131,9 @@ class Waiter(Protocol):
     def take(self, answer: Answer) -> None:
         """Take the answer, which is durable by then; no effect where it has gone."""
 
+    def give_back(self) -> None:
+        """Learn that a job that was lent will not be answered here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -1,7 +1,8 @@
 """Measure what Edgewise costs, and how well it knows what things cost.
 
-Against a bare loop, with many deferred jobs, its estimates against what then happened, and how
-accurate a cascade is. Prints tables and writes what it found to bench/results, latest.json first.
+Against a bare loop, with many deferred jobs, its estimates against what then happened, how accurate
+a cascade is, and HTTP against MQTT. Prints tables and writes what it found to bench/results,
+latest.json first.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import backlog
 import cascade
 import compare
 import estimates
+import intake
 import machine
 import psutil
 from jobs import POINTS_FILE, fetch_face
 from sides import SideError
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("compare", "backlog", "estimates", "cascade")
+PARTS = ("compare", "backlog", "estimates", "cascade", "intake")
 
 
 def run_compare(folder: Path, *, quick: bool) -> None:
@@ -73,6 +75,15 @@ def run_cascade(_: Path, *, quick: bool) -> None:
     keep("cascade", [], scale=asdict(scale), summary=asdict(measured))
 
 
+def run_intake(folder: Path, *, quick: bool) -> None:
+    """See what a job costs over HTTP and over MQTT."""
+    scale = intake.QUICK if quick else intake.FULL
+    measured = intake.measure(scale, folder)
+    found = intake.summarise(measured)
+    intake.print_table(found)
+    keep("intake", [], scale=asdict(scale), summary=asdict(found), raw=asdict(measured))
+
+
 def keep(name: str, notes: list[str], **report: Any) -> None:
     """Write a report, and print what it notes."""
     for note in notes:
@@ -106,6 +117,7 @@ def main() -> int:
         "backlog": run_backlog,
         "estimates": partial(run_estimates, traces=asked.traces),
         "cascade": run_cascade,
+        "intake": run_intake,
     }
     try:
         for name in PARTS if asked.only is None else (asked.only,):

@@ -159,6 +159,11 @@ class Cloud:
             return web.json_response({"error": "not found"}, status=404)
         return web.json_response(told)
 
+    async def saw_many(self, count: int) -> None:
+        """Wait until there were so many requests."""
+        async with asyncio.timeout(WAIT_S), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.seen) >= count)
+
     async def _infer(self, request: web.Request) -> web.Response:
         if self.behaviour == "json_only" and request.content_type != "application/json":
             return web.json_response({"detail": "Unsupported Media Type"}, status=415)

@@ -152,8 +152,9 @@ def _check_references(config: Config, sources: Sources) -> None:
     def refuse(reason: str, *path: str) -> NoReturn:
         raise ConfigError(sources.where(*path), ".".join(path), reason)
 
-    if not NAME_PATTERN.fullmatch(config.device.id):
-        refuse("must be 1 to 64 characters of A-Z a-z 0-9 . _ -, a topic level", "device", "id")
+    if not NAME_PATTERN.fullmatch(config.device.id) or config.device.id == "pool":
+        reason = "must be 1 to 64 characters of A-Z a-z 0-9 . _ -, a topic level other than 'pool'"
+        refuse(reason, "device", "id")
     _check_url(config.mqtt.url, ("mqtt", "mqtts"), refuse, "mqtt", "url")
     try:
         split_listen(config.http.listen)

@@ -56,6 +56,9 @@ class Mqtt(_Section, frozen=True):
     cert_file: str | None = None
     key_file: str | None = None
     reply_topics: tuple[str, ...] = ()  # filters a job's MQTT 5 response topic must match one of
+    # Agents of one group share the jobs of edgewise/v1/pool/jobs/{model}.
+    share_group: Annotated[str, msgspec.Meta(pattern=f"^{NAME_PATTERN.pattern}$")] | None = None
+    share_jobs: Count = 16  # of these, so many are begun with at a time; others go on if they can
 
 
 class Http(_Section, frozen=True):

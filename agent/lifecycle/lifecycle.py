@@ -112,16 +112,19 @@ class Lifecycle:
         taken: Done,
         mid: int | None = None,
         again: bool = False,
+        lent: bool = False,
     ) -> None:
         """Take a job on, join one of the same id, or give its answer once more.
 
         Args:
             job: The job.
             asker: Where its answer goes.
-            intake: How it came: mqtt or http.
+            intake: How it came: mqtt, http or pool.
             taken: Called once it is durable.
             mid: The MQTT packet id, by which a job without an id of its own is known again.
             again: The broker may have handed over this packet before.
+            lent: Its asker keeps it until it is answered. It is not written before that, and
+                what can't go on at once is given back (`agent.job.Waiter`).
 
         Raises:
             StoreError: It can't be taken on now.
@@ -133,9 +136,9 @@ class Lifecycle:
         elif again and mid is not None:
             record = self._unnamed(job, mid)
         if record is None or self._is_past(record):
-            self._take_on(job, asker, intake, taken, mid, in_place_of=record)
+            self._take_on(job, asker, intake, taken, mid, in_place_of=record, lent=lent)
         elif self._is_same(record, job):
-            self._join(record, asker, taken)
+            self._join(record, asker, taken, lent=lent)
         else:
             error = JobError(ErrorCode.BAD_REQUEST, f"id '{job.id}' stands for a different job")
             self.refuse(Answer(job.id, job.model, error=error), asker, taken=taken)
@@ -226,15 +229,19 @@ class Lifecycle:
         taken: Done,
         mid: int | None,
         in_place_of: Record | None,
+        *,
+        lent: bool,
     ) -> None:
         left_s = job.deadline_at - self._clock()
         record = self._store.add(job, asker, left_s=left_s, mid=mid)
+        record.lent = lent
         if in_place_of is not None:
             self._store.replace(record, in_place_of)
         self._hold(record)
         self._events.emit(Received(job, intake))
         self._admit(record, job)
-        self._store.write(record, SOON_S, taken)
+        if not lent:
+            self._store.write(record, SOON_S, taken)
 
     def _admit(self, record: Record, job: Job) -> None:
         full = self._store.full
@@ -243,6 +250,9 @@ class Lifecycle:
             refusal = JobError(ErrorCode.OVERLOADED, full, retry_after_s=FULL_RETRY_AFTER_S)
         elif not (self.paused or job.deferrable or self._line.has_room(job)):
             refusal = None if self._make_room(job) else self._line.refusal(job)
+        if refusal is not None and record.lent:
+            self._give_back(record)
+            return
         if refusal is not None:
             self._settle(record, self._error(record, refusal))
             return
@@ -260,7 +270,7 @@ class Lifecycle:
         if not self._line.could_have_room(job):
             return False
         for record in self._line.yielding(job):
-            if record.job is not None and record.job.deferrable:
+            if record.lent or (record.job is not None and record.job.deferrable):
                 self._put_back(record)
             else:
                 error = JobError(
@@ -326,8 +336,19 @@ class Lifecycle:
         self._tasks[record.n].cancel()
 
     def _park(self, record: Record) -> None:
+        if record.lent:
+            self._give_back(record)
+            return
         self._store.park(record)
         self._store.write(record, SOON_S, lambda: self._let_go(record))
+
+    def _give_back(self, record: Record) -> None:
+        """Forget a job that is lent."""
+        self._store.forget(record)
+        self._drop(record)
+        for asker in self._waiters.pop(record.n, ()):
+            assert asker.waiter is not None
+            asker.waiter.give_back()
 
     def _let_go(self, record: Record) -> None:
         """Forget what is on disk now."""
@@ -358,6 +379,7 @@ class Lifecycle:
 
     def _settle(self, record: Record, answer: Answer) -> None:
         self._store.move(record, Move.ANSWER)
+        record.lent = False
         record.answer = answer
         self._events.emit(Answered(record.job or self._shell(record), answer))
         askers = record.askers
@@ -435,9 +457,12 @@ class Lifecycle:
             record.fingerprint = None if found is None else found.fingerprint
         return record.fingerprint in (None, fingerprint(job))
 
-    def _join(self, record: Record, asker: Asker, taken: Done) -> None:
+    def _join(self, record: Record, asker: Asker, taken: Done, *, lent: bool) -> None:
         if record.state in UNFINISHED:
             record.askers = _joined(record.askers, asker)
+            record.lent = record.lent and lent
+            if record.lent:
+                return
             then = taken
         else:
             self._load_answer(record)
@@ -529,7 +554,8 @@ class Lifecycle:
         if record is not None and record.state is State.WAITING:
             self._line.begin(record)
             self._store.move(record, Move.START)
-            self._store.write(record, LATER_S)
+            if not record.lent:
+                self._store.write(record, LATER_S)
 
     def _on_retrying(self, event: Retrying) -> None:
         record = self._by_id.get(event.job.id)

@@ -10,9 +10,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from paho.mqtt.client import topic_matches_sub
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from agent import __version__
 from agent.config import Limits
@@ -20,6 +17,7 @@ from agent.events import Accepted, BadMessage, Deferred, Events, Retrying, Start
 from agent.job import ID_PATTERN, Answer, Asker, BinaryOutputs, make_id
 from agent.lifecycle import Lifecycle, UndeliveredError
 from agent.mqtt.link import Broker, Delivery, PublishRefusedError, Will
+from agent.mqtt.replies import is_allowed, properties_of
 from agent.mqtt.session import Session
 from agent.store import StoreError
 from agent.wire import jobs as wire
@@ -206,7 +204,7 @@ class Gateway:
         if not reply["ok"]:
             log.warning("control_refused", command=command, error=reply["error"])
         topic = f"{self._root}/control/{command}/reply"
-        properties = _properties(delivery.correlation, None)
+        properties = properties_of(delivery.correlation, None)
         try:
             await self.session.publish(topic, msgspec.json.encode(reply), properties)
         except PublishRefusedError as error:
@@ -224,7 +222,7 @@ class Gateway:
         correlation = asker.correlation
         payload, header_length = wire.encode_answer(answer, binary=asker.binary)
         while True:
-            properties = _properties(correlation, header_length)
+            properties = properties_of(correlation, header_length)
             try:
                 await self.session.publish(topic, payload, properties)
             except PublishRefusedError as error:
@@ -249,7 +247,7 @@ class Gateway:
 
     def _asker(self, delivery: Delivery, *, binary: BinaryOutputs = False) -> Asker:
         reply = delivery.reply
-        if reply is not None and _is_allowed(reply, self.reply_topics):
+        if is_allowed(reply, self.reply_topics):
             return Asker(reply, delivery.correlation, binary)
         return Asker(binary=binary)
 
@@ -299,20 +297,3 @@ class Gateway:
             )
         except PublishRefusedError as error:
             log.warning("state_refused", error=str(error))
-
-
-def _is_allowed(topic: str, filters: tuple[str, ...]) -> bool:
-    if not topic or any(character in topic for character in "+#\0"):
-        return False
-    return any(topic_matches_sub(pattern, topic) for pattern in filters)
-
-
-def _properties(correlation: bytes | None, header_length: int | None) -> Properties | None:
-    if correlation is None and header_length is None:
-        return None
-    properties = Properties(PacketTypes.PUBLISH)
-    if correlation is not None:
-        properties.CorrelationData = correlation
-    if header_length is not None:
-        properties.UserProperty = (wire.HEADER_LENGTH_PROPERTY, str(header_length))
-    return properties

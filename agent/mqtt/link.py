@@ -76,10 +76,16 @@ class Delivery:
 
     __slots__ = (
         *("again", "content_type", "correlation", "finished", "mid", "payload", "properties"),
-        *("qos", "reply", "retained", "topic", "_acknowledge"),
+        *("link", "qos", "reply", "retained", "topic", "_acknowledge"),
     )
 
-    def __init__(self, message: paho.MQTTMessage, acknowledge: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        message: paho.MQTTMessage,
+        acknowledge: Callable[[], None],
+        link: Link | None = None,
+    ) -> None:
+        self.link = link
         self.mid = message.mid
         self.qos = message.qos
         self.retained = message.retain  # kept by the broker from before we subscribed
@@ -132,6 +138,8 @@ class Link:
         self._acknowledged: dict[int, asyncio.Future[ReasonCode]] = {}
         self._subscribed: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._unacked: deque[Delivery] = deque()
+        # What waits for the broker's window.
+        self._settling: deque[tuple[asyncio.Future[ReasonCode], Callable[[], None]]] = deque()
         self._flush_planned = False
         self._writer_added = False
         self._descriptor = -1
@@ -156,6 +164,7 @@ class Link:
         self._client.on_message = self._on_message
         self._client.on_publish = self._on_publish
         self._client.on_subscribe = self._on_subscribe
+        self._client.on_unsubscribe = self._on_subscribe
         # paho writes at once where there is no such callback; `open` flushes when it is connected.
         self._client.on_socket_register_write = lambda *_: None
 
@@ -187,13 +196,13 @@ class Link:
             await asyncio.wait((self._ended,), timeout=KEEPALIVE_S / 6)
         return self._ended.result()
 
-    async def subscribe(self, topics: list[str]) -> None:
-        """Subscribe with QoS 1.
+    async def subscribe(self, topics: list[str], qos: int = 1) -> None:
+        """Subscribe.
 
         Raises:
             LinkError: The connection ended, or the broker refused a topic.
         """
-        result, mid = self._client.subscribe([(topic, 1) for topic in topics])
+        result, mid = self._client.subscribe([(topic, qos) for topic in topics])
         if result != paho.MQTT_ERR_SUCCESS or mid is None:
             raise LinkError(paho.error_string(result))
         granted = self._subscribed[mid] = self._loop.create_future()
@@ -226,6 +235,86 @@ class Link:
         if code.value >= REFUSED:
             raise PublishRefusedError(f"the broker refused a message to {topic}: {code}")
 
+    async def unsubscribe(self, topics: list[str]) -> None:
+        """Unsubscribe; what is on its way by then still comes.
+
+        Raises:
+            LinkError: The connection ended.
+        """
+        result, mid = self._client.unsubscribe(topics)
+        if result != paho.MQTT_ERR_SUCCESS or mid is None:
+            raise LinkError(paho.error_string(result))
+        done = self._subscribed[mid] = self._loop.create_future()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await self._or_ended(done)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are deliveries that we have not acknowledged."""
+        return bool(self._unacked) and not self._ended.done()
+
+    def cut(self, reason: str) -> None:
+        """End the connection as if it had broken."""
+        self._end(reason)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is over: what it has delivered is no longer ours."""
+        return self._ended.done()
+
+    def settle(
+        self,
+        delivery: Delivery,
+        topic: str,
+        payload: bytes,
+        properties: Properties | None = None,
+    ) -> asyncio.Future[ReasonCode]:
+        """Publish with QoS 1 and acknowledge a delivery, whatever the order of the others.
+
+        Both leave in one write, so that no crash of ours comes between them: the broker takes
+        either both, or none and hands the delivery over again, to us or to somebody else.
+
+        Returns:
+            The broker's PUBACK; or a LinkError, where the connection ends before.
+        """
+        taken: asyncio.Future[ReasonCode] = self._loop.create_future()
+        if self._ended.done():
+            taken.set_exception(LinkError(self._ended.result()))
+            return taken
+
+        def settle() -> None:
+            info = self._client.publish(topic, payload, qos=1, properties=properties)
+            self._acknowledged[info.mid] = taken
+            self.acknowledge(delivery)
+
+        self._settling.append((taken, settle))
+        self._settle()
+        return taken
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledge a delivery now, whatever the order of the others."""
+        if self._ended.done() or delivery.qos == 0:
+            return
+        with contextlib.suppress(ValueError):
+            self._unacked.remove(delivery)
+        # paho puts each packet in its queue and writes them one by one.
+        queue: deque[Any] = self._client._out_packet  # noqa: SLF001 - there is no other way
+        before = queue[-1] if queue else None
+        self._client.ack(delivery.mid, delivery.qos)
+        if before is not None and before is queue[-2]:
+            ack = queue.pop()
+            before["packet"] += ack["packet"]
+            before["to_process"] += ack["to_process"]
+
+    def _settle(self) -> None:
+        client = self._client
+        while self._settling and not self._ended.done():
+            # Beyond the broker's window paho keeps a message back, and its ack would go first.
+            if client._inflight_messages >= client._max_inflight_messages > 0:  # noqa: SLF001
+                return
+            _, settle = self._settling.popleft()
+            settle()
+
     def publish_lightly(self, topic: str, payload: bytes) -> None:
         """Publish with QoS 0: it may get lost.
 
@@ -245,10 +334,18 @@ class Link:
             queue.append({**light, "to_process": len(packet), "packet": packet})
         self._plan_flush()
 
-    async def close(self) -> None:
-        """Disconnect in good order: the will is not published."""
+    async def close(self, *, forget: bool = False) -> None:
+        """Disconnect in good order: the will is not published.
+
+        Args:
+            forget: Have the broker forget the session too. MQTT 3.1.1 can't.
+        """
         if not self._ended.done():
-            self._client.disconnect()
+            properties = None
+            if forget and self._broker.v5:
+                properties = Properties(PacketTypes.DISCONNECT)
+                properties.SessionExpiryInterval = 0
+            self._client.disconnect(properties=properties)
             self._flush()
         self._end("closed")
 
@@ -344,6 +441,7 @@ class Link:
         pendings: list[asyncio.Future[Any]] = [
             *self._acknowledged.values(),
             *self._subscribed.values(),
+            *(taken for taken, _ in self._settling),
         ]
         for pending in pendings:
             if not pending.done():
@@ -381,7 +479,7 @@ class Link:
         self._end(f"the connection ended: {code}")
 
     def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
-        delivery = Delivery(message, self._acknowledge)
+        delivery = Delivery(message, self._acknowledge, self)
         if delivery.qos > 0:
             self._unacked.append(delivery)
         try:
@@ -396,6 +494,8 @@ class Link:
         taken = self._acknowledged.pop(mid, None)
         if taken is not None and not taken.done():
             taken.set_result(code)
+        if self._settling:
+            self._loop.call_soon(self._settle)  # paho counts it as taken after this
 
     def _on_subscribe(
         self, _client: Any, _userdata: Any, mid: int, codes: list[ReasonCode], _properties: Any

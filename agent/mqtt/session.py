@@ -39,6 +39,7 @@ class Session:
         topics: Sequence[str],
         on_delivery: Callable[[Delivery], None],
         on_change: Callable[[bool], None],
+        hears: Sequence[str] = (),
     ) -> None:
         """Set the session up; `run` connects.
 
@@ -49,11 +50,14 @@ class Session:
             topics: What to subscribe to.
             on_delivery: Called with each message, on the event loop.
             on_change: Called with True once connected and subscribed, with False when that ends.
+            hears: What to subscribe to with QoS 0, so that nothing of it is kept while we are away.
         """
         self._broker = broker
         self._will = will
         self._birth = birth
         self._topics = list(topics)
+        self._hears = list(hears)
+        self._dropped: list[str] = []
         self._on_delivery = on_delivery
         self._on_change = on_change
         self._link: Link | None = None
@@ -65,6 +69,15 @@ class Session:
     def connected(self) -> bool:
         """Whether we are connected and subscribed."""
         return self._up.is_set()
+
+    def change(
+        self, *, will: Will, birth: bytes, topics: Sequence[str], dropped: Sequence[str]
+    ) -> None:
+        """Subscribe to other topics and say other things from now on, by a new connection."""
+        self._will, self._birth, self._topics = will, birth, list(topics)
+        self._dropped = [*self._dropped, *dropped]
+        if self._link is not None:
+            self._link.cut("the subscriptions change")
 
     async def until_connected(self) -> None:
         """Wait until we are connected and subscribed."""
@@ -135,7 +148,12 @@ class Session:
             present = await link.open()
             # What the broker kept for us arrives before we have subscribed.
             self._link = link
+            if self._dropped:
+                await link.unsubscribe(self._dropped)
+                self._dropped = []
             await link.subscribe(self._topics)
+            if self._hears:
+                await link.subscribe(self._hears, qos=0)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await link.publish(self._will.topic, self._birth, retain=True)
             self.trouble = None

@@ -39,6 +39,7 @@ class Record:
     answer: Answer | None = field(default=None, repr=False)
     replaces: int | None = None  # a row whose id this one takes over
     recovered: bool = False  # an earlier run of the daemon took it in
+    lent: bool = False  # somebody else keeps it until it is answered: nothing of it is on disk
     # What of it is on disk.
     has_row: bool = False
     has_payload: bool = False

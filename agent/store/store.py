@@ -233,6 +233,8 @@ class Store:
         """Write a record anew, to a file that has none of it."""
         record.has_row = record.has_payload = record.has_answer = False
         self.counts[record.state] += 1
+        if record.lent:
+            return
         if record.parked:
             self.lanes[record.lane] += 1
         self.write(record, AT_ONCE_S)
@@ -255,6 +257,12 @@ class Store:
             record.has_answer = False
         elif state is State.PUBLISHED:
             record.expires = self._expiry(record)
+
+    def forget(self, record: Record) -> None:
+        """Count a record out that was never written."""
+        self.counts[record.state] -= 1
+        if record.replaces is not None:
+            self.counts[State.PUBLISHED] += 1
 
     def park(self, record: Record) -> None:
         """Have the record on disk only; to be forgotten by the caller once it is written."""

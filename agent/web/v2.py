@@ -255,6 +255,9 @@ class _Waiter:
         if not self._taken.done():
             self._taken.set_result(None)
 
+    def give_back(self) -> None:
+        self.release()
+
     async def answer(self, timeout_s: float) -> Answer | None:
         """Wait for the answer; None where there is none by then, or none will come."""
         done, _ = await asyncio.wait((self._taken,), timeout=timeout_s)
