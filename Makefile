@@ -4,11 +4,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-policies chaos truth clean
+.PHONY: help demo test test-cloud lint format bench bench-policies chaos truth clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
 	@echo "make test    all tests"
+	@echo "make test-cloud  tests with real MLServer, KServe and Ray Serve (installs 1.5 GB)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
 	@echo "make bench   compare with a bare loop; deferred jobs; estimates; cascades; HTTP (needs mosquitto)"
@@ -34,6 +35,24 @@ demo: .venv/.demo
 test: .venv/.test
 	@$(BIN)/pytest $(ARGS)
 
+# A virtual environment for each model server, made side by side.
+CLOUD := mlserver kserve ray
+CLOUD_STAMPS := $(CLOUD:%=.venv-cloud/%/.done)
+
+.venv-cloud/%/.done: deploy/%/requirements.txt pyproject.toml
+	@echo "installing $* into .venv-cloud/$*" >&2
+	@$(PYTHON) -m venv .venv-cloud/$*
+	@.venv-cloud/$*/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --requirement $< --editable .
+	@touch $@
+
+.PHONY: cloud-servers
+cloud-servers:
+	@$(MAKE) --no-print-directory --jobs=3 $(CLOUD_STAMPS)
+
+test-cloud: .venv/.test cloud-servers
+	@$(BIN)/pytest -m cloud $(ARGS)
+
 lint: .venv/.lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -57,4 +76,4 @@ chaos: .venv/.test
 	@$(BIN)/python chaos/run.py $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf .venv .venv-cloud .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

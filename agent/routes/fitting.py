@@ -1,32 +1,37 @@
-"""Whether a job's tensors fit its model."""
+"""Whether a request's tensors fit its model."""
 
 from __future__ import annotations
 
-from agent.job import BYTES, ErrorCode, Job, JobError, Tensor
-from agent.routes.labels import ADDED
-from agent.routes.messages import Loaded, TensorSpec
+from collections.abc import Collection, Sequence
+
+from agent.job import BYTES, ErrorCode, JobError, Tensor
+from agent.routes.messages import TensorSpec
 
 
-def check(job: Job, model: Loaded) -> None:
-    """Hold a job's tensors against what its model takes.
+def check(
+    model: str,
+    inputs: Sequence[Tensor],
+    outputs: Collection[str],
+    takes: Sequence[TensorSpec],
+    gives: Sequence[TensorSpec],
+) -> None:
+    """Hold a request's tensors, and the outputs it names, against what its model takes and gives.
 
     Raises:
         JobError: (bad_request) a name, shape or datatype that does not fit.
     """
-    specs = {spec.name: spec for spec in model.inputs}
-    given = [tensor.name for tensor in job.inputs]
+    specs = {spec.name: spec for spec in takes}
+    given = [tensor.name for tensor in inputs]
     if sorted(given) != sorted(specs):
         raise JobError(
             ErrorCode.BAD_REQUEST,
-            f"model '{job.model}' takes inputs {sorted(specs)}, the job has {sorted(given)}",
+            f"model '{model}' takes inputs {sorted(specs)}, the job has {sorted(given)}",
         )
-    for tensor in job.inputs:
+    for tensor in inputs:
         _check_tensor(tensor, specs[tensor.name])
-    unknown = set(job.outputs) - {spec.name for spec in model.outputs} - set(ADDED)
+    unknown = set(outputs) - {spec.name for spec in gives}
     if unknown:
-        raise JobError(
-            ErrorCode.BAD_REQUEST, f"model '{job.model}' has no outputs {sorted(unknown)}"
-        )
+        raise JobError(ErrorCode.BAD_REQUEST, f"model '{model}' has no outputs {sorted(unknown)}")
 
 
 def _check_tensor(tensor: Tensor, spec: TensorSpec) -> None:

@@ -1,4 +1,4 @@
-"""A TFLite model in this process. Used only inside worker processes: see `worker`."""
+"""A TFLite model in this process. In the agent only worker processes use it: see `worker`."""
 
 from __future__ import annotations
 

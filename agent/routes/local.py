@@ -228,7 +228,9 @@ class LocalRoute:
                 return RunImage(slot, job.model, len(image))
 
             return place_image
-        fitting.check(job, self._loaded[job.model])
+        loaded = self._loaded[job.model]
+        outputs = set(job.outputs) - set(labels.ADDED)
+        fitting.check(job.model, job.inputs, outputs, loaded.inputs, loaded.outputs)
 
         def place_tensors(arena: Arena, slot: int) -> Request:
             offsets = arena.write([tensor.data for tensor in job.inputs])
