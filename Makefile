@@ -42,7 +42,7 @@ CLOUD_STAMPS := $(CLOUD:%=.venv-cloud/%/.done)
 .venv-cloud/%/.done: deploy/%/requirements.txt pyproject.toml
 	@echo "installing $* into .venv-cloud/$*" >&2
 	@$(PYTHON) -m venv .venv-cloud/$*
-	@.venv-cloud/$*/bin/python -m pip --disable-pip-version-check --quiet install \
+	@.venv-cloud/$*/bin/python -m pip --disable-pip-version-check --quiet install --no-compile \
 	  --requirement $< --editable .
 	@touch $@
 
