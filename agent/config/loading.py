@@ -164,6 +164,8 @@ def _check_references(config: Config, sources: Sources) -> None:
         _check_url(endpoint.url, ("http", "https"), refuse, "endpoints", name, "url")
         for key, reason in protocols.misfits(endpoint):
             refuse(reason, "endpoints", name, key)
+        if endpoint.key_file is not None and endpoint.cert_file is None:
+            refuse("a key needs its cert_file", "endpoints", name, "key_file")
     for name, model in config.models.items():
         if model.path is None and not model.cloud:
             refuse("needs a path, or a cloud endpoint that serves it", "models", name)

@@ -215,3 +215,35 @@ def test_a_prepared_image_needs_to_know_its_model_and_a_tensor_does_not(image_jo
     assert endpoint.protocol.knows_enough(replace(image_job, image=None, inputs=(POINT,)))
     endpoint.tell("/v2/models/big", refuses(404))
     assert endpoint.protocol.knows_enough(image_job)
+
+
+def scores(shape, datatype="FP32", name="y"):
+    count = int(np.prod(shape))
+    output = {"name": name, "shape": list(shape), "datatype": datatype, "data": [0] * count}
+    return says({"outputs": [output]})
+
+
+def decode(endpoint, response):
+    request = endpoint.protocol.encode(endpoint.job, endpoint.job.inputs)
+    return endpoint.protocol.decode(endpoint.job, request, response).outputs
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [scores((1, 9)), scores((1, 10), "INT64"), scores((9,)), says({"outputs": []})],
+)
+def test_an_answer_unlike_its_metadata_is_an_error_once_that_has_come_true(endpoint, answer):
+    endpoint.tell("/v2/models/big", model(shape=(-1, 10)))
+    assert decode(endpoint, scores((1, 10)))
+    with pytest.raises(JobError) as caught:
+        decode(endpoint, answer)
+    assert caught.value.code is ErrorCode.ENDPOINT_ERROR
+    assert decode(endpoint, scores((2, 10)))
+    assert decode(endpoint, scores((10,)))
+    assert decode(endpoint, scores((3,), name="what it says nothing of"))
+
+
+def test_metadata_that_never_came_true_is_not_held_against_answers(endpoint):
+    endpoint.tell("/v2/models/big", model(shape=(-1, 10)))
+    assert decode(endpoint, scores((1, 9)))
+    assert decode(endpoint, scores((1, 9)))

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from agent.config import CloudModel
-from agent.job import BYTES, Job, JobError, Tensor
+from agent.job import BYTES, ErrorCode, Job, JobError, Tensor
 from agent.routes import labels
 from agent.routes.protocols import ports
 from agent.routes.protocols.interface import Port, Request, Response, Result
@@ -94,6 +94,7 @@ class OpenInference:
         self._may_try = True
         self._failed_trials = 0
         self._known: dict[str, _Known] = {}
+        self._came_true: set[str] = set()  # models whose metadata has described an answer rightly
 
     def inquiries(self) -> tuple[Request, ...]:
         """Ask the server about itself and its models; see `Protocol`."""
@@ -155,8 +156,19 @@ class OpenInference:
         return None
 
     def decode(self, job: Job, request: Request, response: Response) -> Result:  # noqa: ARG002 - part of `Protocol`
-        """Read a response; see `Protocol`."""
-        return Result(_outputs(response))
+        """Read a response; see `Protocol`.
+
+        Metadata may be wrong. What it says of outputs is held against them once it has come true.
+        """
+        outputs = _outputs(response)
+        said = self._of(job.model).outputs
+        if said:
+            wrong = ports.misfit(outputs, said)
+            if wrong is None:
+                self._came_true.add(job.model)
+            elif job.model in self._came_true:
+                raise JobError(ErrorCode.ENDPOINT_ERROR, wrong)
+        return Result(outputs)
 
     def explain(self, response: Response) -> str:
         """Give an error response's own sentence; see `Protocol`."""

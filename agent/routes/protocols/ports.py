@@ -33,6 +33,25 @@ def fit(job: Job, inputs: tuple[Tensor, ...], ports: Sequence[Port] | None) -> t
     return (tensor if job.image is None else _image(job.model, tensor, port),)
 
 
+def misfit(outputs: Sequence[Tensor], ports: Sequence[Port]) -> str | None:
+    """Tell what of a model's outputs is not as the server says that it is, or None.
+
+    Outputs that the server says nothing of are left alone, and so are leading dimensions that one
+    side has and the other has not: batches are described in either way.
+    """
+    if ports and not outputs:
+        return "it has no outputs"
+    said = {port.name: port for port in ports}
+    for output in outputs:
+        port = said.get(output.name)
+        if port is not None and not _fits(output, port):
+            return (
+                f"output '{output.name}' is {output.datatype} {list(output.shape)}, "
+                f"by its metadata {port.datatype} {list(port.shape or ())}"
+            )
+    return None
+
+
 def image_size(port: Port) -> tuple[int, int, int] | None:
     """Give height, width and channels of the images that an input takes, where it says so."""
     if port.shape is None or len(port.shape) != IMAGE_RANK:
@@ -43,6 +62,13 @@ def image_size(port: Port) -> tuple[int, int, int] | None:
         channels, height, width = first, second, third
     known = channels in CHANNELS and height > 0 and width > 0
     return (height, width, channels) if known else None
+
+
+def _fits(output: Tensor, port: Port) -> bool:
+    if output.datatype != port.datatype:
+        return False
+    dimensions = zip(reversed(output.shape), reversed(port.shape or ()), strict=False)
+    return all(there in (here, -1) for here, there in dimensions)
 
 
 def _is_channels_first(port: Port) -> bool:
