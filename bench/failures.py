@@ -306,11 +306,11 @@ def _measure(
             environment=lab.environment,
         )
     with side as running:
+        # Those of the start are not counted.
+        made = _requests(name, lab, http_port)
         shots, marks = _drive(broker_port, device, kind, lab, scale)
-        attempts = lab.requests
-        if name != "naive":
-            attempts = _cloud_attempts(http_port)
-        return _judge(lab, running.name, shots, marks, attempts)
+        made = _requests(name, lab, http_port) - made
+        return _judge(lab, running.name, shots, marks, made)
 
 
 def _settings(lab: Lab, http_port: int) -> dict[str, dict[str, Any]]:
@@ -410,7 +410,10 @@ def _p99(ordered: list[float]) -> float:
     return ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)] if ordered else 0.0
 
 
-def _cloud_attempts(http_port: int) -> int:
+def _requests(name: str, lab: Lab, http_port: int) -> int:
+    """Count requests: as the daemon does, those included that reached nobody."""
+    if name == "naive":
+        return lab.requests
     with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=5.0) as page:
         text = page.read().decode()
     counts = re.findall(

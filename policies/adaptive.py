@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from policies.api import (
+    CLOUD,
     Feedback,
     Plan,
     RouteView,
@@ -44,6 +45,8 @@ HOPELESS_IGNORANCE = 1.0
 SURE_SAMPLES = 5
 # A shorter deadline counts as this one.
 DEADLINE_LEAST_S = 1e-3
+# Endpoints cost the same where they differ by less than this share: their weights decide.
+TIE = 0.02
 # A hedge is worth its while from this much of a deadline on.
 HEDGE_GAIN = 0.01
 # The second route gets this many times its p95.
@@ -120,8 +123,9 @@ class Adaptive:
         joule = self._options.joule * scarcity(situation.device)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
         self._note_radio(plain, situation.time_s)
-        best = self._least(sorted(plain, key=_by_cost), deadline_s)
-        chosen, why, propensity = best, Why.EXPECTED_COST, 1.0
+        ranked = sorted(plain, key=_by_cost)
+        best, tie_share = self._by_weight(self._least(ranked, deadline_s), ranked, deadline_s)
+        chosen, why, propensity = best, Why.EXPECTED_COST, tie_share
         if len(routes) == 1:
             why = Why.ONLY_ROUTE if len(situation.routes) == 1 else Why.FALLBACK
         hedge, after_s = best.hedge, best.after_s
@@ -129,7 +133,7 @@ class Adaptive:
         explored = False
         if curious is not None:
             explored = self._chance.random() < curious.share
-            propensity = curious.share if explored else 1.0 - curious.share
+            propensity = curious.share if explored else tie_share * (1.0 - curious.share)
             if explored:
                 chosen, hedge, after_s = curious.chosen, curious.hedge, curious.after_s
                 why = Why.EXPLORATION
@@ -228,6 +232,25 @@ class Adaptive:
                 best = full
         assert best is not None
         return best
+
+    def _by_weight(
+        self, best: Expected, ranked: list[Expected], deadline_s: float
+    ) -> tuple[Expected, float]:
+        """Choose among endpoints that cost the same, and give the probability of that choice."""
+        most = best.cost * (1.0 + TIE)
+        if best.route.kind != CLOUD or len(ranked) == 1:
+            return best, 1.0
+        tied = [best]
+        for each in ranked:
+            if each.route.kind == CLOUD and each.route is not best.route and each.cost <= most:
+                full = self._with_failures(each, ranked, deadline_s)
+                if full.cost <= most:
+                    tied.append(full)
+        if len(tied) == 1:
+            return best, 1.0
+        weights = [each.route.weight for each in tied]
+        [number] = self._chance.choices(range(len(tied)), weights)
+        return tied[number], weights[number] / sum(weights)
 
     def _with_failures(self, each: Expected, ranked: list[Expected], deadline_s: float) -> Expected:
         """Add what failures cost, with the next best route as a second try or as a hedge."""

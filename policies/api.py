@@ -111,6 +111,7 @@ class RouteView:
     uplink_bytes_per_s: float | None = None  # to the endpoint
     downlink_bytes_per_s: float | None = None  # from it
     waiting: int = 0  # jobs in this route's queue
+    weight: float = 1.0  # its share among endpoints that are expected to cost the same
 
 
 @dataclass(frozen=True, slots=True)

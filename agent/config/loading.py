@@ -14,7 +14,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.config import protocols
-from agent.config.schema import NAME_PATTERN, NAMED_SECTIONS, Config, ConfigError, split_listen
+from agent.config.schema import (
+    NAME_PATTERN,
+    NAMED_SECTIONS,
+    Config,
+    ConfigError,
+    Endpoint,
+    split_listen,
+)
 from agent.config.sources import ENV_PREFIX, Sources
 
 
@@ -161,16 +168,20 @@ def _check_references(config: Config, sources: Sources) -> None:
     except ValueError as error:
         refuse(str(error), "http", "listen")
     for name, endpoint in config.endpoints.items():
-        _check_url(endpoint.url, ("http", "https"), refuse, "endpoints", name, "url")
-        for key, reason in protocols.misfits(endpoint):
-            refuse(reason, "endpoints", name, key)
-        if endpoint.key_file is not None and endpoint.cert_file is None:
-            refuse("a key needs its cert_file", "endpoints", name, "key_file")
+        _check_endpoint(name, endpoint, refuse)
     for name, model in config.models.items():
         if model.path is None and not model.cloud:
             refuse("needs a path, or a cloud endpoint that serves it", "models", name)
         for reason in protocols.model_misfits(model, config.endpoints):
             refuse(reason, "models", name, "cloud")
+
+
+def _check_endpoint(name: str, endpoint: Endpoint, refuse: Callable[..., NoReturn]) -> None:
+    _check_url(endpoint.url, ("http", "https"), refuse, "endpoints", name, "url")
+    for key, reason in protocols.misfits(endpoint):
+        refuse(reason, "endpoints", name, key)
+    if endpoint.key_file is not None and endpoint.cert_file is None:
+        refuse("a key needs its cert_file", "endpoints", name, "key_file")
 
 
 def _check_url(

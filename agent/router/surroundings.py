@@ -56,6 +56,11 @@ class Surroundings:
         """Go by these from now on."""
         self.routes = {route.name: route for route in routes}
         self.models = models
+        self._weights = {
+            (model, served.endpoint): served.weight
+            for model, configured in models.items()
+            for served in configured.cloud
+        }
 
     def look(
         self, job: Job, tried: Mapping[str, JobError], attempts: int = 0
@@ -96,14 +101,15 @@ class Surroundings:
 
         closed = constraints.close(job, tuple(self.routes.values()), tried, costs, over_budget)
         views = tuple(
-            self._view(name, route, estimates[name], closed.get(name))
+            self._view(job, route, estimates[name], closed.get(name))
             for name, route in self.routes.items()
         )
         return views, closed
 
     def _view(
-        self, name: str, route: Route, estimate: Estimate, closed: JobError | None
+        self, job: Job, route: Route, estimate: Estimate, closed: JobError | None
     ) -> RouteView:
+        name = route.name
         reason = None if closed is None else closed.message
         _, endpoint = split_route(name)
         if not endpoint:
@@ -118,6 +124,7 @@ class Surroundings:
             network.uplink_bytes_per_s,
             network.downlink_bytes_per_s,
             route.waiting,
+            self._weights.get((job.model, endpoint), 1.0),
         )
 
     def attempt_timeout_s(self, job: Job, route: Route, tried: Collection[str] = ()) -> float:

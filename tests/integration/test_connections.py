@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 import ssl
 
@@ -232,7 +231,7 @@ async def test_a_token_is_read_again_when_its_file_changes(serve, connect, clock
 
     assert await shown() == "Bearer first"
     (tmp_path / "new").write_text("second")
-    os.replace(tmp_path / "new", token)
+    (tmp_path / "new").replace(token)
     assert await shown() == "Bearer second"
     token.write_text("")
     assert await shown() == "Bearer second"

@@ -25,6 +25,8 @@ from typing import Any, Self
 from shaping.connection import HOST, RESET
 
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+HEADER_LENGTH = re.compile(rb"(?i)\r\ninference-header-content-length: *(\d+)")
+NUMBER_BYTES = 4  # of an FP32
 DRIP_S = 0.1  # between one byte and the next
 RETRY_AFTER_S = 2
 WRONG_BY = 64  # bytes
@@ -251,7 +253,7 @@ class FaultProxy:
             case Fault.GARBAGE:
                 writer.write(_response("200 OK", "<html>welcome to the hotel's network</html>"))
             case Fault.WRONG_SHAPES:
-                writer.write(_response("200 OK", _misshapen(json.loads(body), odd=bool(odd))))
+                writer.write(_misshapen(head, body, odd=bool(odd)))
             case Fault.WRONG_LENGTHS:
                 length = len(body) + (WRONG_BY if odd else -WRONG_BY)
                 writer.write(LENGTH.sub(b"\r\nContent-Length: %d" % length, head) + body)
@@ -278,14 +280,25 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-def _misshapen(answer: dict[str, Any], *, odd: bool) -> dict[str, Any]:
-    """Give an answer whose shape is not that of its data, or one of a number too few."""
-    for output in answer["outputs"]:
-        *rows, columns = output["shape"]
-        output["shape"] = [*rows, columns - 1]
-        if odd:
-            output["data"] = output["data"][:-1]
-    return answer
+def _misshapen(head: bytes, body: bytes, *, odd: bool) -> bytes:
+    """Give an answer whose shape is not that of its data, or one that has a number too few.
+
+    Its last output is taken, which in the binary form is the last of the bytes.
+    """
+    found = HEADER_LENGTH.search(head)
+    length = len(body) if found is None else int(found[1])
+    answer, raw = json.loads(body[:length]), body[length:]
+    output = answer["outputs"][-1]
+    *rows, columns = output["shape"]
+    output["shape"] = [*rows, columns - 1]
+    if odd and raw:
+        output["parameters"]["binary_data_size"] -= NUMBER_BYTES
+        raw = raw[:-NUMBER_BYTES]
+    elif odd:
+        output["data"] = output["data"][:-1]
+    described = json.dumps(answer).encode()
+    head = HEADER_LENGTH.sub(b"\r\nInference-Header-Content-Length: %d" % len(described), head)
+    return LENGTH.sub(b"\r\nContent-Length: %d" % len(described + raw), head) + described + raw
 
 
 def _response(status: str, body: Any, headers: str = "") -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,38 @@ def test_of_two_alike_the_quicker_is_taken():
     plan = choose(adaptive(), estimate(0.3), estimate(0.1))
     assert (plan.route, plan.why) == ("cloud:lab", Why.EXPECTED_COST)
     assert choose(adaptive(), estimate(0.1), estimate(0.3)).route == "local"
+
+
+def tied(*weights, mean_s=0.1):
+    return tuple(
+        replace(cloud(f"e{number}", **estimate(mean_s)), weight=weight)
+        for number, weight in enumerate(weights)
+    )
+
+
+def test_endpoints_of_equal_cost_share_jobs_by_their_weights():
+    policy = adaptive()
+    seen = Situation(job(), Device(), (local(**estimate(0.5)), *tied(3.0, 1.0)))
+    plans = [policy.decide(seen) for _ in range(2000)]
+    counts = Counter(plan.route for plan in plans)
+    assert counts["cloud:e0"] == pytest.approx(1500, abs=100)
+    assert counts["cloud:e1"] == 2000 - counts["cloud:e0"]
+    assert {plan.route: plan.propensity for plan in plans} == {"cloud:e0": 0.75, "cloud:e1": 0.25}
+
+
+def test_a_weight_outweighs_no_difference_in_cost():
+    slow, quick = tied(1000.0, 1.0)
+    slow = replace(slow, estimate=replace(slow.estimate, latency_mean_s=0.12))
+    policy = adaptive()
+    plans = [policy.decide(Situation(job(), Device(), (slow, quick))) for _ in range(50)]
+    assert {(plan.route, plan.propensity) for plan in plans} == {("cloud:e1", 1.0)}
+
+
+def test_weights_are_the_endpoints_business_alone():
+    seen = Situation(job(), Device(), (local(**estimate(0.1)), *tied(1000.0)))
+    best = adaptive().decide(seen)
+    assert best.route == "local"
+    assert best.propensity == 1.0
 
 
 def test_what_may_be_late_is_avoided_though_quicker_in_the_mean():

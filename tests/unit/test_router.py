@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.config import CloudModel, Model
 from agent.events import Attempted, Decided, Retrying, Started
 from agent.job import ErrorCode, JobError, Placement
 from agent.wire import tensors
@@ -215,3 +216,12 @@ async def test_a_price_that_is_known_closes_a_route_before_anything_was_learned(
     assert answer.error.code is ErrorCode.NO_ROUTE
     assert "max_cost" in answer.error.message
     assert built.routes["cloud:lab"].seen == []
+
+
+async def test_a_policy_sees_the_weight_that_an_endpoint_has_for_the_model(build_router, make_job):
+    served = (CloudModel("lab", weight=3.0), CloudModel("far"))
+    built = build_router(endpoints=("lab", "far"), models={"digits": Model(cloud=served)})
+    await built.run(make_job())
+    [decided] = built.events.of(Decided)
+    weights = {view.name: view.weight for view in decided.situation.routes}
+    assert weights == {"local": 1.0, "cloud:lab": 3.0, "cloud:far": 1.0}
