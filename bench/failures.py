@@ -102,6 +102,7 @@ class Shot:
     answered: bool = False  # with outputs
     route: str | None = None
     attempts: int = 0
+    asked: bool = False  # the endpoint was chosen for it, by the daemon's decisions
 
     @property
     def in_time(self) -> bool:
@@ -336,6 +337,7 @@ def _drive(
     """Send jobs at the rate while the endpoint is well, fails, and is well again."""
     client = mqtt5.Client(broker_port, f"load-{device}")
     client.subscribe(f"edgewise/v1/{device}/results/+")
+    client.subscribe(f"edgewise/v1/{device}/decisions")
     publisher = Publisher(client, device, kind)
     ids = (f"job-{number:0{ID_WIDTH - 4}}".encode() for number in itertools.count())
     shots: dict[bytes, Shot] = {}
@@ -366,7 +368,14 @@ def _drive(
 
 def _receive(client: mqtt5.Client, shots: dict[bytes, Shot], timeout_s: float) -> None:
     for message in client.poll(timeout_s):
-        shot = shots.get(message.topic.rpartition(b"/")[2])
+        last = message.topic.rpartition(b"/")[2]
+        if last == b"decisions":
+            decided = json.loads(message.payload)
+            shot = shots.get(decided["id"].encode())
+            if shot is not None:
+                shot.asked |= decided["route"] == "cloud"
+            continue
+        shot = shots.get(last)
         if shot is None:
             continue
         said = json.loads(message.payload)
@@ -386,7 +395,8 @@ def _judge(
     third_s = failed[OPENS_AFTER - 1] if len(failed) >= OPENS_AFTER else recovers_at
     after = [shot for shot in failing if shot.due_s > third_s]
     back = [s.due_s + s.took_s for s in shots if s.due_s >= recovers_at and s.route == "cloud"]
-    asked = sum(shot.attempts > 1 or shot.route == "cloud" for shot in shots)
+    # The script asks for each job.
+    asked = sum(shot.asked for shot in shots) or len(shots)
     took_ms = sorted(min(shot.took_s, 60.0) * 1000 for shot in failing)
     after_ms = sorted(min(shot.took_s, 60.0) * 1000 for shot in after)
     return Found(

@@ -57,6 +57,7 @@ WRONG = [
         f"[models.a]\ncloud = [{{endpoint = 'lab', options = {{model = 'x'}}}}]\n{LLM}",
         "models.a.cloud",
         "options.model is filled by the job",
+    ),
     (f"{LAB}key_file = 'key.pem'", "endpoints.lab.key_file", "a key needs its cert_file"),
     (
         f"[models.a]\ncloud = [{{endpoint = 'lab', weight = 0}}]\n{LAB}",
