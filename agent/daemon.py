@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -396,6 +397,7 @@ class Daemon:
                 prepare=local.prepare,
                 label=local.label,
                 max_response_bytes=config.limits.max_payload_bytes,
+                uplink_bytes_per_s=partial(self._uplink, name),
             )
             for name, endpoint in config.endpoints.items()
         ]
@@ -415,6 +417,9 @@ class Daemon:
             models=config.models,
             jobs_at_once=config.mqtt.share_jobs,
         )
+
+    def _uplink(self, endpoint: str) -> float | None:
+        return self.estimates.network(endpoint).uplink_bytes_per_s
 
     def _handle_signals(self, stopping: asyncio.Event) -> None:
         def on_stop() -> None:

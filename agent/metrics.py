@@ -133,6 +133,13 @@ class Metrics:
             "edgewise_energy_joules", "Energy jobs took, estimated.", "route"
         )
         self._cost = self._counter("edgewise_cloud_cost", "Money spent at endpoints.", "endpoint")
+        self._cloud_bytes = self._counter(
+            "edgewise_cloud_bytes",
+            "Bytes of jobs' requests to endpoints (up) and of the responses (down).",
+            "endpoint",
+            "model",
+            "direction",
+        )
         self._probe_bytes = self._counter(
             "edgewise_probe_bytes", "Bytes that probes of an endpoint took, both ways.", "endpoint"
         )
@@ -246,6 +253,11 @@ class Metrics:
             self._route_s.labels(model, kind).observe(event.outcome.run_s)
         if event.energy_j is not None:
             self._energy.labels(kind).inc(event.energy_j)
+        if endpoint:
+            up = self._cloud_bytes.labels(endpoint, model, "up")
+            up.inc(event.outcome.bytes_up)
+            down = self._cloud_bytes.labels(endpoint, model, "down")
+            down.inc(event.outcome.bytes_down)
         if endpoint and event.cost is not None:
             self._cost.labels(endpoint).inc(event.cost)
         expected_s = event.expected.latency_mean_s

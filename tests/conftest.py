@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import gzip
 import io
 import json
 import os
@@ -116,7 +117,10 @@ class Cloud:
         self.url = f"http://127.0.0.1:{self.port}"
         self.seen: list[str] = []  # the jobs' ids
         self.requests: list[dict[str, Any]] = []
-        self.behaviour = "serve"  # or hang, fail, garbage, reject, json_only
+        # Or hang, fail, garbage, reject, json_only, plain_only, compress.
+        self.behaviour = "serve"
+        self.answered_bytes = 0  # of the latest response where it is compressed
+        self.accepts = ""  # codings of requests that it says it takes
         self.metadata: dict[str, Any] = {}  # what it says of itself and its models, by path
         self._released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._arrived = asyncio.Condition()
@@ -164,9 +168,17 @@ class Cloud:
         async with asyncio.timeout(WAIT_S), self._arrived:
             await self._arrived.wait_for(lambda: len(self.seen) >= count)
 
-    async def _infer(self, request: web.Request) -> web.Response:
+    def _refuse(self, request: web.Request) -> web.Response | None:
+        """Refuse a form of request that it does not know, as servers do that can't read it."""
+        if self.behaviour == "plain_only" and "Content-Encoding" in request.headers:
+            return web.json_response({"detail": "There was an error parsing the body"}, status=400)
         if self.behaviour == "json_only" and request.content_type != "application/json":
             return web.json_response({"detail": "Unsupported Media Type"}, status=415)
+        return None
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        if refusal := self._refuse(request):
+            return refusal
         body = await request.read()
         length = int(request.headers.get("Inference-Header-Content-Length", len(body)))
         header = json.loads(body[:length])
@@ -178,6 +190,7 @@ class Cloud:
                     "model": request.match_info["model"],
                     "raw": body[length:],
                     "headers": request.headers,
+                    "length": request.content_length,
                 }
             )
             self._arrived.notify_all()
@@ -191,7 +204,14 @@ class Cloud:
             return web.json_response({"error": "I do not like it"}, status=400)
         scores = [0.991 if str(digit) == self.says else 0.001 for digit in range(10)]
         output = {"name": "scores", "datatype": "FP32", "shape": [1, 10], "data": scores}
-        return web.json_response({"id": header["id"], "outputs": [output]})
+        answer = {"id": header["id"], "outputs": [output]}
+        headers = {"Accept-Encoding": self.accepts} if self.accepts else {}
+        if self.behaviour == "compress":
+            body = gzip.compress(json.dumps(answer).encode())
+            self.answered_bytes = len(body)
+            headers |= {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+            return web.Response(body=body, headers=headers)
+        return web.json_response(answer, headers=headers)
 
 
 class Program:

@@ -177,6 +177,8 @@ class Endpoint(_Section, frozen=True):
     binary: bool | Literal["auto"] = "auto"
     # How tfserving gets tensors; auto: in rows where all inputs have the same first dimension.
     tensor_format: Literal["auto", "row", "column"] = "auto"
+    # Of requests, where it saves more time on the air than it takes; auto: as the server says.
+    compression: Literal["auto", "off", "gzip", "deflate", "zstd"] = "auto"
     probe_interval_s: Positive = 10.0  # while there is no traffic; a minute at least where metered
 
     def cost(self, carried_bytes: float, input_tokens: int = 0, output_tokens: int = 0) -> float:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 
-from agent.config import Endpoint, Model
+from agent.config import ConfigError, Endpoint, Model
 from agent.events import Probed
 from agent.job import BYTES, ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes import unheard
 from agent.routes.circuit import Circuit
+from agent.routes.compression import CODERS, Compression
 from agent.routes.connections import Connections
 from agent.routes.introduction import Introduction
 from agent.routes.pace import Pace
@@ -43,6 +44,18 @@ class _RefusedError(JobError):
     """The endpoint is there, and refuses this request."""
 
 
+@dataclass(slots=True)
+class _Traffic:
+    """The bytes of one attempt's requests and responses."""
+
+    sent: int = 0
+    received: int = 0
+
+
+def _unknown() -> None:
+    """Tell nothing of the uplink."""
+
+
 class CloudRoute:
     """Runs jobs at one endpoint, over a pool of connections that are kept alive."""
 
@@ -57,6 +70,7 @@ class CloudRoute:
         prepare: Prepare,
         label: Label,
         max_response_bytes: int,
+        uplink_bytes_per_s: Callable[[], float | None] = _unknown,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set the route up; `start` makes it ready.
@@ -69,7 +83,11 @@ class CloudRoute:
                 endpoint's model, where that is known.
             label: Adds labels to a model's outputs.
             max_response_bytes: A longer response is an error.
+            uplink_bytes_per_s: The throughput to the endpoint, where it is known.
             clock: Monotonic seconds.
+
+        Raises:
+            ConfigError: A setting needs what is not installed.
         """
         self.endpoint = name
         self.name = f"{api.CLOUD}:{name}"
@@ -83,6 +101,13 @@ class CloudRoute:
         self._protocol = speak(endpoint, self._served)
         self._prepare = prepare
         self._label = label
+        if endpoint.compression not in {"auto", "off", *CODERS}:
+            raise ConfigError(
+                "endpoints",
+                f"endpoints.{name}.compression",
+                f"{endpoint.compression} needs the extra: pip install 'edgewise[zstd]'",
+            )
+        self._compression = Compression(endpoint.compression, uplink_bytes_per_s)
         self._clock = clock
         self.circuit = Circuit(clock)
         self._pace = Pace()
@@ -203,33 +228,57 @@ class CloudRoute:
     ) -> Outcome:
         began = self._clock()
         timeout_s = min(self._settings.timeout_s, left_s)
-        sent = received = 0
+        ends_at = began + timeout_s
+        traffic = _Traffic()
         again: Request | None = request
         try:
             while again is not None:
                 request = again
-                sent += len(request.body)
-                left_s = timeout_s - (self._clock() - began)
-                response = await self._connections.exchange(request, left_s, streamed)
-                received += len(response.body)
+                response = await self._send(job, request, ends_at, streamed, traffic)
                 again = self._protocol.rephrase(job, inputs, request, response)
             result = self._take(job, request, response)
             outputs, confidence = self._label(job.model, result.outputs)
         except JobError as error:
             self._judge(job, error, self._clock() - began)
-            return self._outcome(sent, received, error=error)
+            return self._outcome(traffic, error=error)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             broken = self._failure(failure)
             late = isinstance(failure, TimeoutError)
             self._judge(job, broken, self._clock() - began, late=late)
-            return self._outcome(sent, received, error=broken, timed_out=late)
+            return self._outcome(traffic, error=broken, timed_out=late)
         took_s = self._clock() - began
         if self._pace.is_slow(job.model, took_s, timeout_s):
             self.circuit.fail(slow(self.endpoint, took_s), was_slow=True)
         else:
             self.circuit.succeed()
         self._introduction.begin()
-        return self._outcome(sent, received, result.tokens, outputs=outputs, confidence=confidence)
+        return self._outcome(traffic, result.tokens, outputs=outputs, confidence=confidence)
+
+    async def _send(
+        self,
+        job: Job,
+        request: Request,
+        ends_at: float,
+        streamed: Callable[[str], None],
+        traffic: _Traffic,
+    ) -> Response:
+        """Send a request, compressed if that pays; as it is once more where it was not taken."""
+
+        async def exchange(spelled: Request) -> Response:
+            traffic.sent += len(spelled.body)
+            left_s = ends_at - self._clock()
+            response = await self._connections.exchange(spelled, left_s, streamed)
+            traffic.received += response.carried
+            return response
+
+        self._compression.takes(self._protocol.codings)
+        packed = await self._compression.pack(job.model, request)
+        response = await exchange(packed)
+        if self._compression.refused(packed, response):
+            response = await exchange(request)
+            self._compression.answered_plain(response)
+        self._compression.heed(response)
+        return response
 
     def _judge(self, job: Job, error: JobError, took_s: float, *, late: bool = False) -> None:
         """Hold a failure against the endpoint where it is the endpoint's."""
@@ -239,11 +288,10 @@ class CloudRoute:
         elif not late or was_fair(took_s, self._settings.timeout_s, usual_s):
             self.circuit.fail(error.message, retry_after_s=error.retry_after_s)
 
-    def _outcome(
-        self, sent: int, received: int, tokens: Tokens = NO_TOKENS, **result: Any
-    ) -> Outcome:
-        cost = self._settings.cost(sent + received, tokens.input, tokens.output)
-        return Outcome(bytes_up=sent, bytes_down=received, cost=cost, **result)
+    def _outcome(self, traffic: _Traffic, tokens: Tokens = NO_TOKENS, **result: Any) -> Outcome:
+        carried = traffic.sent + traffic.received
+        cost = self._settings.cost(carried, tokens.input, tokens.output)
+        return Outcome(bytes_up=traffic.sent, bytes_down=traffic.received, cost=cost, **result)
 
     def _take(self, job: Job, request: Request, response: Response) -> Result:
         status = response.status

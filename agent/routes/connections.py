@@ -182,7 +182,8 @@ class Connections:
                     text = request.listen(piece)
                     if text:
                         streamed(text)
-            return Response(response.status, response.headers, bytes(body))
+            carried = response.content.total_raw_bytes
+            return Response(response.status, response.headers, bytes(body), carried)
 
     def _follow(self, url: URL, response: Response) -> URL:
         """Give where a redirect leads, if that is the same place."""

@@ -38,14 +38,22 @@ def decode(body: bytes) -> Any:
 
 
 def to_nested(tensor: Tensor) -> Any:
-    """Give a tensor as nested lists of its shape; a scalar as itself."""
+    """Give a tensor as nested arrays of its shape, in JSON; strings as lists of them."""
     if tensor.datatype != BYTES:
-        return tensors.to_array(tensor).tolist()
+        return tensors.array_to_json(tensors.to_array(tensor))
     elements = np.empty(tensor.shape, object)
     elements.flat[:] = [
         _plain(element) for element in tensors.split_elements(tensor.name, tensor.data)
     ]
     return elements.tolist()
+
+
+def to_rows(tensor: Tensor) -> list[Any]:
+    """Give each row of a tensor, as `to_nested` does; it has a first dimension."""
+    if tensor.datatype != BYTES:
+        return [tensors.array_to_json(np.asarray(row)) for row in tensors.to_array(tensor)]
+    rows: list[Any] = to_nested(tensor)
+    return rows
 
 
 def from_nested(name: str, values: Any, datatype: str | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from agent.job import BYTES, DATATYPE_SIZES, ErrorCode, JobError, Tensor
 
@@ -116,13 +117,20 @@ def base64_to_json(tensor: Tensor) -> list[str] | None:
     return None
 
 
-def to_json(tensor: Tensor) -> list[Any]:
-    """Give the flat row-major list that OIP's JSON form carries."""
+def to_json(tensor: Tensor) -> msgspec.Raw:
+    """Give the flat row-major array that OIP's JSON form carries; NaN is null."""
     if tensor.datatype == BYTES:
         elements = split_elements(tensor.name, tensor.data)
-        return [element.decode("utf-8", "replace") for element in elements]
-    values: list[Any] = np.frombuffer(tensor.data, NUMPY_DTYPES[tensor.datatype]).tolist()
-    return values
+        texts = [element.decode("utf-8", "replace") for element in elements]
+        return msgspec.Raw(msgspec.json.encode(texts))
+    return array_to_json(np.frombuffer(tensor.data, NUMPY_DTYPES[tensor.datatype]))
+
+
+def array_to_json(array: npt.NDArray[Any]) -> msgspec.Raw:
+    """Give a numeric array as nested JSON arrays, each number as briefly as it can be read back."""
+    # What has no dimension is no array to the encoder.
+    value = array if array.ndim else array[()]
+    return msgspec.Raw(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def to_array(tensor: Tensor) -> npt.NDArray[Any]:

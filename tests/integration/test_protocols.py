@@ -1,6 +1,7 @@
 """What an endpoint speaks: forms of one protocol, and one protocol beside another."""
 
 import base64
+import json
 
 import numpy as np
 import pytest
@@ -84,3 +85,63 @@ async def test_an_endpoint_that_takes_images_gets_the_file_as_it_came(
     assert (tensor["datatype"], tensor["shape"]) == ("BYTES", [1])
     sent = cloud.requests[0]["raw"][4:] if binary else base64.b64decode(tensor["data"][0])
     assert sent == digits.png("3")
+
+
+WIDE = {"name": "x", "shape": [400], "datatype": "FP32", "data": [0.25, 0.5, 0.75, 1.0] * 100}
+
+
+@pytest.fixture
+async def send_wide(serve, configure, program, cloud):
+    """Send jobs large enough to be worth compressing, as they should be by the configuration."""
+
+    async def send(compression, *job_ids):
+        endpoint = {"url": cloud.url, "binary": False, "compression": compression}
+        model = {"cloud": [{"endpoint": "lab"}]}
+        serving = await serve(
+            configure(cloud=cloud, models={"wide": model}, endpoints={"lab": endpoint})
+        )
+        for job_id in job_ids:
+            await program.submit("wide", json.dumps({"id": job_id, "inputs": [WIDE]}).encode())
+            assert "outputs" in await program.answer(job_id)
+        for request in cloud.requests:
+            assert request["inputs"][0]["data"] == WIDE["data"]
+        return serving
+
+    return send
+
+
+async def test_requests_are_compressed_once_the_server_says_that_it_takes_that(cloud, send_wide):
+    cloud.accepts = "gzip, deflate"
+    serving = await send_wide("auto", "first", "second")
+    first, second = cloud.requests
+    assert "Content-Encoding" not in first["headers"]
+    assert second["headers"]["Content-Encoding"] == "gzip"
+    assert second["length"] < first["length"] / 5
+    up = {"endpoint": "lab", "model": "wide", "direction": "up"}
+    sent = first["length"] + second["length"]
+    assert await serving.metric("edgewise_cloud_bytes_total", **up) == sent
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+async def test_requests_are_compressed_as_configured(cloud, send_wide, coding):
+    if coding == "zstd":
+        pytest.importorskip("backports.zstd")
+    await send_wide(coding, "packed")
+    assert cloud.requests[0]["headers"]["Content-Encoding"] == coding
+
+
+async def test_a_server_that_takes_no_compression_loses_no_job_to_it(cloud, send_wide):
+    cloud.behaviour = "plain_only"
+    await send_wide("gzip", "first", "second")
+    assert ["Content-Encoding" in request["headers"] for request in cloud.requests] == [False] * 2
+
+
+async def test_compressed_responses_count_as_the_bytes_that_came(
+    serve, configure, program, digits, cloud
+):
+    cloud.behaviour = "compress"
+    serving = await serve(configure(cloud=cloud))
+    await program.submit("digits", digits.job("small", placement="only_cloud"))
+    assert digits.read(await program.answer("small")) == cloud.says
+    down = {"endpoint": "lab", "model": "digits", "direction": "down"}
+    assert await serving.metric("edgewise_cloud_bytes_total", **down) == cloud.answered_bytes

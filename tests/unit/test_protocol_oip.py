@@ -128,7 +128,8 @@ def test_a_refusal_that_is_not_the_forms_fault_brings_no_second_request(endpoint
 def test_what_the_configuration_says_is_not_negotiated(make_job, binary, form):
     endpoint = Endpoint(make_job(inputs=(POINT,)), binary=binary)
     assert endpoint.send(refuses(400), says(ANSWER)) == [form]
-    assert [inquiry.path for inquiry in endpoint.protocol.inquiries()] == ["/v2/models/big"]
+    endpoint.tell("/v2", says({"name": "triton", "extensions": ["binary_tensor_data"]}))
+    assert endpoint.send(says(ANSWER)) == [form]
 
 
 def test_a_server_is_asked_no_more_once_it_has_told(endpoint):

@@ -18,6 +18,10 @@ def event(body, end="\n\n"):
     return f"data: {json.dumps(body)}{end}".encode()
 
 
+def read(output):
+    return json.loads(bytes(tensors.to_json(output)))
+
+
 def chunk(text, reason=None, **more):
     return {"choices": [{"delta": {"content": text}, "finish_reason": reason}], **more}
 
@@ -61,7 +65,7 @@ def test_an_url_without_a_path_is_taken_to_end_in_v1(make_job, url, path):
 
 def test_a_stream_is_put_together_to_the_text_its_end_and_its_usage(ask):
     result = ask(b"".join(STREAM))
-    text, reason = (tensors.to_json(output) for output in result.outputs)
+    text, reason = (read(output) for output in result.outputs)
     assert (text, reason, result.tokens) == (["Héllo"], ["stop"], Tokens(3, 2))
 
 
@@ -107,7 +111,13 @@ def test_an_error_in_the_middle_of_a_stream_is_the_answer(ask, error):
 def test_a_server_that_streams_unasked_or_not_at_all_is_understood(ask):
     body = {"choices": [{"message": {"content": "yo"}, "finish_reason": "length"}]}
     text, reason = ask(json.dumps(body).encode(), stream=False).outputs
-    assert (tensors.to_json(text), tensors.to_json(reason)) == (["yo"], ["length"])
+    assert (
+        json.loads(bytes(tensors.to_json(text))),
+        json.loads(bytes(tensors.to_json(reason))),
+    ) == (
+        ["yo"],
+        ["length"],
+    )
 
 
 def test_tokens_that_are_not_counted_are_estimated_high(ask):

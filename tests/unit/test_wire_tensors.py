@@ -80,8 +80,8 @@ def test_json_data_are_flat_or_nested_as_the_shape(data, datatype):
 def test_nested_booleans_and_strings_are_taken():
     flags = tensors.from_json("x", "BOOL", [2, 1], b"[[true],[false]]")
     words = tensors.from_json("x", "BYTES", [2, 1], b'[["a"],["\\u00e9"]]')
-    assert tensors.to_json(flags) == [True, False]
-    assert tensors.to_json(words) == ["a", "é"]
+    assert json.loads(bytes(tensors.to_json(flags))) == [True, False]
+    assert json.loads(bytes(tensors.to_json(words))) == ["a", "é"]
 
 
 def test_an_empty_tensor_is_a_tensor():
@@ -101,7 +101,7 @@ def any_array(draw):
 @given(any_array())
 def test_a_tensor_survives_json(array):
     sent = tensors.from_array("x", array)
-    text = json.dumps(tensors.to_json(sent)).encode()
+    text = bytes(tensors.to_json(sent))
     assert tensors.from_json("x", sent.datatype, sent.shape, text) == sent
 
 
@@ -116,7 +116,7 @@ def test_a_tensor_survives_its_binary_form(array):
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_strings_survive_both_forms(words):
     sent = tensors.strings("x", words)
-    assert tensors.to_json(sent) == words
+    assert json.loads(bytes(tensors.to_json(sent))) == words
     assert tensors.from_binary("x", "BYTES", sent.shape, sent.data) == sent
     text = json.dumps(words).encode()
     assert tensors.from_json("x", "BYTES", sent.shape, text) == sent

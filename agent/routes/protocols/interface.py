@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol as Interface
 
@@ -29,6 +29,7 @@ class Response:
     status: int
     headers: Mapping[str, str]  # names in any case
     body: bytes = field(repr=False)
+    carried: int = 0  # bytes of the body as it came, compressed or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,10 @@ class Protocol(Interface):
 
     def learn(self, inquiry: Request, response: Response) -> None:
         """Take in what the server said; any response may come."""
+
+    @property
+    def codings(self) -> Collection[str]:
+        """The codings of request bodies that the server is known to take, gzip for one."""
 
     def knows_enough(self, job: Job) -> bool:
         """Tell whether the job can be spelled without what `inquiries` would bring."""

@@ -7,7 +7,7 @@ which a server that can't read it gets a JSON copy at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal, TypeVar
@@ -22,6 +22,7 @@ from agent.routes.protocols.interface import Port, Request, Response, Result
 from agent.wire import oip, tensors
 
 SERVER = "/v2"
+TRITON, TRITON_CODINGS = "triton", ("gzip", "deflate")
 EXTENSION = "binary_tensor_data"
 BINARY_TYPE = "application/octet-stream"
 MAX_DIGITS = 12  # of a header's length, which no response comes near
@@ -50,6 +51,7 @@ class _ErrorResponse(msgspec.Struct):
 
 
 class _ServerMetadata(msgspec.Struct):
+    name: str = ""
     extensions: list[str] = []
 
 
@@ -89,7 +91,8 @@ class OpenInference:
         self._models = models
         self._binary: bool | None = None if binary == "auto" else binary  # None: not known
         self._is_set = binary != "auto"
-        self._asked_server = self._is_set
+        self._asked_server = False
+        self._server = ""  # what it calls itself
         # A server in trouble fails at any form: the next trial waits until JSON went well.
         self._may_try = True
         self._failed_trials = 0
@@ -107,6 +110,7 @@ class OpenInference:
         if inquiry.path == SERVER:
             self._asked_server = True
             told = _read(response, _ServerMetadata)
+            self._server = "" if told is None else told.name
             # Some take it without listing it, so that silence says nothing.
             if told is not None and EXTENSION in told.extensions and self._binary is None:
                 self._binary = True
@@ -114,6 +118,11 @@ class OpenInference:
         for model in self._models:
             if self._path(model) == inquiry.path:
                 self._known[model] = _known(_read(response, _ModelMetadata))
+
+    @property
+    def codings(self) -> Collection[str]:
+        """Those of Triton, which takes them without saying so; see `Protocol`."""
+        return TRITON_CODINGS if self._server == TRITON else ()
 
     def knows_enough(self, job: Job) -> bool:
         """Tell whether the job can be spelled well already; see `Protocol`."""

@@ -8,7 +8,7 @@ messages; for embeddings any number of texts. A chat is answered with ``text_out
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,6 +115,11 @@ class OpenAi:
 
     def learn(self, inquiry: Request, response: Response) -> None:
         """There is nothing to learn; see `Protocol`."""
+
+    @property
+    def codings(self) -> Collection[str]:
+        """None that it would tell of; see `Protocol`."""
+        return ()
 
     def knows_enough(self, job: Job) -> bool:  # noqa: ARG002 - part of `Protocol`
         """It does; see `Protocol`."""

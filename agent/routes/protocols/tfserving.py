@@ -5,7 +5,7 @@ https://www.tensorflow.org/tfx/serving/api_rest
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,6 +119,11 @@ class TensorFlowServing:
             if self._metadata_path(model) == inquiry.path:
                 self._known[model] = _known(response)
 
+    @property
+    def codings(self) -> Collection[str]:
+        """None that it would tell of; see `Protocol`."""
+        return ()
+
     def knows_enough(self, job: Job) -> bool:
         """Outputs have names and datatypes in the metadata only; see `Protocol`."""
         return job.model in self._known
@@ -147,16 +152,16 @@ class TensorFlowServing:
                 ErrorCode.BAD_REQUEST,
                 "the endpoint takes tensors in rows: all inputs need the same first dimension",
             )
-        values = {tensor.name: nested.to_nested(tensor) for tensor in inputs}
-        only = next(iter(values.values())) if len(values) == 1 else None
-        if rows is None or self._format == "column":
-            body["inputs"] = values if only is None else only
-        elif only is not None:
-            body["instances"] = only
+        in_columns = rows is None or self._format == "column"
+        if len(inputs) == 1:
+            body["inputs" if in_columns else "instances"] = nested.to_nested(inputs[0])
+        elif in_columns:
+            body["inputs"] = {tensor.name: nested.to_nested(tensor) for tensor in inputs}
         else:
-            names = list(values)
+            names = [tensor.name for tensor in inputs]
+            columns = [nested.to_rows(tensor) for tensor in inputs]
             body["instances"] = [
-                dict(zip(names, row, strict=True)) for row in zip(*values.values(), strict=True)
+                dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
             ]
         return Request(
             f"{self._path(job.model)}:predict",
