@@ -40,7 +40,10 @@ COMMIT_BUCKETS = (0.002, 0.02, 0.2)
 DECISION_BUCKETS = (1e-4, 1e-3, 1e-2)
 # A model is told apart in so many unsuccessful ends (route and outcome) on average; further ones
 # count as `other` and `none`. All that are possible would be twelve a model.
-UNSUCCESSFUL_PER_MODEL = 3
+UNSUCCESSFUL_PER_MODEL = 2
+# So many models at endpoints have their bytes told apart; those of further ones are `other`, by
+# endpoint.
+MOST_TOLD_APART = 7
 # OpenMetrics allows so many characters of an exemplar, its label's name included.
 EXEMPLAR_LABEL = "job_id"
 LONGEST_EXEMPLAR = 128 - len(EXEMPLAR_LABEL)
@@ -135,11 +138,11 @@ class Metrics:
         self._cost = self._counter("edgewise_cloud_cost", "Money spent at endpoints.", "endpoint")
         self._cloud_bytes = self._counter(
             "edgewise_cloud_bytes",
-            "Bytes of jobs' requests to endpoints (up) and of the responses (down).",
+            "Bytes that jobs' requests to endpoints and the responses took, both ways.",
             "endpoint",
             "model",
-            "direction",
         )
+        self._told_apart: set[tuple[str, str]] = set()
         self._probe_bytes = self._counter(
             "edgewise_probe_bytes", "Bytes that probes of an endpoint took, both ways.", "endpoint"
         )
@@ -254,10 +257,8 @@ class Metrics:
         if event.energy_j is not None:
             self._energy.labels(kind).inc(event.energy_j)
         if endpoint:
-            up = self._cloud_bytes.labels(endpoint, model, "up")
-            up.inc(event.outcome.bytes_up)
-            down = self._cloud_bytes.labels(endpoint, model, "down")
-            down.inc(event.outcome.bytes_down)
+            carried = event.outcome.bytes_up + event.outcome.bytes_down
+            self._cloud_bytes.labels(*self._told(endpoint, model)).inc(carried)
         if endpoint and event.cost is not None:
             self._cost.labels(endpoint).inc(event.cost)
         expected_s = event.expected.latency_mean_s
@@ -285,6 +286,16 @@ class Metrics:
             self._jobs.labels(*self._bounded(model, route, outcome)).inc()
         if _missed(event.job, event.answer):
             self._misses.labels(model, route).inc()
+
+    def _told(self, endpoint: str, model: str) -> tuple[str, str]:
+        """Give an endpoint and a model of it as label values."""
+        known = self._told_apart
+        if (endpoint, model) in known:
+            return endpoint, model
+        if len(known) >= MOST_TOLD_APART:
+            return endpoint, OTHER
+        known.add((endpoint, model))
+        return endpoint, model
 
     def _bounded(self, *end: str) -> tuple[str, ...]:
         """Give an unsuccessful end's model, route and outcome as label values."""

@@ -119,7 +119,7 @@ class Cloud:
         self.requests: list[dict[str, Any]] = []
         # Or hang, fail, garbage, reject, json_only, plain_only, compress.
         self.behaviour = "serve"
-        self.answered_bytes = 0  # of the latest response where it is compressed
+        self.answered_bytes = 0  # of the latest response
         self.accepts = ""  # codings of requests that it says it takes
         self.metadata: dict[str, Any] = {}  # what it says of itself and its models, by path
         self._released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -206,12 +206,12 @@ class Cloud:
         output = {"name": "scores", "datatype": "FP32", "shape": [1, 10], "data": scores}
         answer = {"id": header["id"], "outputs": [output]}
         headers = {"Accept-Encoding": self.accepts} if self.accepts else {}
+        body = json.dumps(answer).encode()
         if self.behaviour == "compress":
-            body = gzip.compress(json.dumps(answer).encode())
-            self.answered_bytes = len(body)
-            headers |= {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-            return web.Response(body=body, headers=headers)
-        return web.json_response(answer, headers=headers)
+            body = gzip.compress(body)
+            headers["Content-Encoding"] = "gzip"
+        self.answered_bytes = len(body)
+        return web.Response(body=body, headers={**headers, "Content-Type": "application/json"})
 
 
 class Program:

@@ -108,7 +108,7 @@ async def test_an_answer_is_binary_where_the_job_asks_for_that(serve, configure,
     header = json.loads(message.payload[:length])
     raw = np.frombuffer(message.payload[length:], "<f4")
     assert header["outputs"][0]["parameters"] == {"binary_data_size": raw.nbytes}
-    assert raw.tolist() == plain["outputs"][0]["data"]
+    assert raw.tolist() == np.float32(plain["outputs"][0]["data"]).tolist()
 
 
 async def test_many_jobs_at_once_are_each_answered_once_and_right(

@@ -27,7 +27,7 @@ from agent.events import (
     ShadowFailed,
 )
 from agent.job import Account, Answer, ErrorCode, JobError, Outcome
-from agent.metrics import Metrics
+from agent.metrics import MOST_TOLD_APART, OTHER, Metrics
 from agent.sensors.sampler import Sampler
 from policies.api import Device, Estimate, Plan, Why
 from policies.testing import situation
@@ -310,3 +310,13 @@ def test_a_sensor_that_the_device_lacks_exports_no_series(tmp_path, monkeypatch)
         "edgewise_network_rtt_seconds",
     }
     assert registry.get_sample_value("edgewise_network_up") == 0
+
+
+def test_bytes_are_counted_by_endpoint_and_model_as_far_as_these_are_told_apart():
+    metrics = Metrics([f"m{number}" for number in range(20)])
+    for number in range(20):
+        assert metrics._told("lab", f"m{number}") == (
+            "lab",
+            f"m{number}" if number < MOST_TOLD_APART else OTHER,
+        )
+    assert metrics._told("lab", "m0") == ("lab", "m0")
