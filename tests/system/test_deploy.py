@@ -26,6 +26,7 @@ EXAMPLE = ROOT / "deploy" / "edgewise.toml"
 SCRAPE = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 ALERTS = SCRAPE.with_name("alerts.yml")
 CASES = SCRAPE.with_name("alerts_test.yml")
+COMPOSE = ROOT / "deploy" / "compose.yaml"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 DASHBOARDS = [
     ROOT / "deploy" / "grafana" / name for name in ("edgewise.json", "edgewise-fleet.json")
@@ -221,3 +222,79 @@ def test_every_panel_says_what_it_shows():
             assert panel["type"] in ("row", "text") or len(panel["description"]) > 20, panel[
                 "title"
             ]
+
+
+# Everything at once
+
+
+@pytest.fixture
+def services() -> dict[str, Any]:
+    return yaml.safe_load(COMPOSE.read_text())["services"]
+
+
+def mounts(services: dict[str, Any]) -> list[tuple[str, Path, str]]:
+    """Each file or folder of the project that a service sees: service, here, and there."""
+    found = []
+    for name, service in services.items():
+        for volume in service.get("volumes", ()):
+            here, there, *_ = volume.split(":")
+            if here.startswith("."):
+                found.append((name, (COMPOSE.parent / here).resolve(), there))
+    return found
+
+
+def test_compose_mounts_and_builds_what_is_there_and_names_what_it_has(services):
+    kept = yaml.safe_load(COMPOSE.read_text())["volumes"]
+    for name, here, _ in mounts(services):
+        assert here.exists(), f"{name}: {here}"
+    for name, service in services.items():
+        assert service["image"], name
+        assert service.get("build", "..") == "..", name
+        assert set(service.get("depends_on", ())) <= set(services), name
+        named = {v.partition(":")[0] for v in service.get("volumes", ()) if not v.startswith(".")}
+        assert named <= set(kept), name
+        # Nobody needs a password, so nobody else is let in.
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+
+
+def test_compose_gives_the_daemon_a_configuration_that_it_accepts(services, tmp_path):
+    seen = {there: here for name, here, there in mounts(services) if name == "edgewise"}
+    text = seen["/etc/edgewise/edgewise.toml"].read_text()
+    written = tmp_path / "edgewise.toml"
+    written.write_text(text.replace("/models", str(seen["/models"])))
+    config = load(written, environ={"EDGEWISE_DEVICE__STATE_DIR": str(tmp_path)})
+    Daemon(config, lambda: config)
+    assert config.mqtt.url == "mqtt://mosquitto:1883"
+    assert config.endpoints["lab"].url == f"http://cloud:{services['cloud']['entrypoint'][3]}"
+    assert Path(config.models["digits"].path).exists()
+
+
+def test_compose_gives_prometheus_a_configuration_that_promtool_accepts(services, tmp_path):
+    folder = "/etc/prometheus"
+    for name, here, there in mounts(services):
+        if name == "prometheus" and Path(there).parent == Path(folder):
+            shutil.copy(here, tmp_path / Path(there).name)
+    ended = subprocess.run(
+        [tool("promtool"), "check", "config", tmp_path / "prometheus.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_grafana_finds_its_dashboards_and_its_source_where_compose_puts_them(services):
+    seen = {there: here for name, here, there in mounts(services) if name == "grafana"}
+    provisioning = seen["/etc/grafana/provisioning"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "edgewise.yaml").read_text())[
+        "providers"
+    ]
+    there = {Path(path) for path in seen if path.endswith(".json")}
+    assert {path.parent for path in there} == {Path(provider["options"]["path"])}
+    assert {path.name for path in there} == {file.name for file in DASHBOARDS}
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert Path(home) in there
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
