@@ -1,8 +1,8 @@
 """Measure what Edgewise costs, and how well it knows what things cost.
 
 Against a bare loop, with many deferred jobs, its estimates against what then happened, how accurate
-a cascade is, and HTTP against MQTT. Prints tables and writes what it found to bench/results,
-latest.json first.
+a cascade is, HTTP against MQTT, and what scrapes of its metrics take. Prints tables and writes what
+it found to bench/results, latest.json first.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import estimates
 import intake
 import machine
 import psutil
+import scrape
 from jobs import POINTS_FILE, fetch_face
 from sides import SideError
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("compare", "backlog", "estimates", "cascade", "intake")
+PARTS = ("compare", "backlog", "estimates", "cascade", "intake", "scrape")
 
 
 def run_compare(folder: Path, *, quick: bool) -> None:
@@ -84,6 +85,17 @@ def run_intake(folder: Path, *, quick: bool) -> None:
     keep("intake", [], scale=asdict(scale), summary=asdict(found), raw=asdict(measured))
 
 
+def run_scrape(folder: Path, *, quick: bool) -> None:
+    """See what scrapes take, and what they cost jobs."""
+    scale = scrape.QUICK if quick else scrape.FULL
+    measured = scrape.measure(scale, folder)
+    rows = scrape.summarise(measured)
+    scrape.print_table(rows)
+    summary = [asdict(row) for row in rows]
+    notes = list(scrape.warnings(measured))
+    keep("scrape", notes, scale=asdict(scale), summary=summary, raw=asdict(measured))
+
+
 def keep(name: str, notes: list[str], **report: Any) -> None:
     """Write a report, and print what it notes."""
     for note in notes:
@@ -118,6 +130,7 @@ def main() -> int:
         "estimates": partial(run_estimates, traces=asked.traces),
         "cascade": run_cascade,
         "intake": run_intake,
+        "scrape": run_scrape,
     }
     try:
         for name in PARTS if asked.only is None else (asked.only,):

@@ -298,3 +298,11 @@ def test_grafana_finds_its_dashboards_and_its_source_where_compose_puts_them(ser
         "datasources"
     ]
     assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+
+
+def test_the_reference_names_every_metric_and_no_other(configure):
+    config = load(configure(), environ={})
+    families = list(Daemon(config, lambda: config).metrics.registry.collect())
+    own = {f.name for f in families if f.name.startswith("edgewise_")}
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    assert {name.removesuffix("_total") for name in re.findall(r"`(edgewise_\w+)`", text)} == own
