@@ -360,7 +360,8 @@ class Daemon:
 
     def _warm_up(self) -> None:
         for model, loaded in self.local.loaded.items():
-            self.estimates.warm(model, loaded.run_s)
+            if loaded.run_s is not None:
+                self.estimates.warm(model, loaded.run_s)
 
     def _own_pids(self) -> list[int]:
         return [os.getpid(), *self.local.worker_pids]

@@ -144,6 +144,7 @@ class Model(_Section, frozen=True):
     preprocess: Literal["tensor", "image"] | TensorInput | ImageInput = "tensor"
     labels: str | tuple[str, ...] | None = None  # a file with one label a line, or a list
     top_k: Count = 3
+    max_output_tokens: Count = 512  # of a language model on the device (LiteRT-LM)
     cloud: tuple[CloudModel, ...] = ()
 
     @property

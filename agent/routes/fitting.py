@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import prod
 
 from agent.job import BYTES, ErrorCode, JobError, Tensor
 from agent.routes.messages import TensorSpec
@@ -20,6 +21,9 @@ def check(
     Raises:
         JobError: (bad_request) a name, shape or datatype that does not fit.
     """
+    if any(spec.datatype == BYTES for spec in takes):
+        _check_text(model, inputs)
+        return
     specs = {spec.name: spec for spec in takes}
     given = [tensor.name for tensor in inputs]
     if sorted(given) != sorted(specs):
@@ -32,6 +36,14 @@ def check(
     unknown = set(outputs) - {spec.name for spec in gives}
     if unknown:
         raise JobError(ErrorCode.BAD_REQUEST, f"model '{model}' has no outputs {sorted(unknown)}")
+
+
+def _check_text(model: str, inputs: Sequence[Tensor]) -> None:
+    """A language model takes a text under any name, as endpoints of such models do."""
+    if len(inputs) != 1 or inputs[0].datatype != BYTES or prod(inputs[0].shape) != 1:
+        raise JobError(
+            ErrorCode.BAD_REQUEST, f"model '{model}' takes one BYTES input of one element"
+        )
 
 
 def _check_tensor(tensor: Tensor, spec: TensorSpec) -> None:

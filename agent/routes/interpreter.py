@@ -66,7 +66,7 @@ class Model:
                 no model that this interpreter runs.
         """
         self._spec = spec
-        self._file = _open_checked(spec)
+        self._file = open_checked(spec)
         self._interpreter = self._load()
         signatures = self._interpreter.get_signature_list()
         none: dict[str, list[str]] = {"inputs": [], "outputs": []}
@@ -140,7 +140,12 @@ class Model:
         return interpreter
 
 
-def _open_checked(spec: ModelSpec) -> int:
+def open_checked(spec: ModelSpec) -> int:
+    """Open a model's file, and hold it against its sha256 where one is named.
+
+    Raises:
+        JobError: (model_error) it can't be read, or is another file.
+    """
     try:
         descriptor = os.open(spec.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

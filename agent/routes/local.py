@@ -281,7 +281,13 @@ async def probe(
 def _spec(name: str, model: Model) -> ModelSpec:
     assert model.path is not None
     return ModelSpec(
-        name, model.path, model.sha256, model.threads, model.stateful, model.image_input
+        name,
+        model.path,
+        model.sha256,
+        model.threads,
+        model.stateful,
+        model.image_input,
+        model.max_output_tokens,
     )
 
 

@@ -26,6 +26,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     threads: int
     stateful: bool
     image: ImageInput | None
+    max_output_tokens: int = 0  # of a language model
 
 
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
@@ -79,11 +80,11 @@ class Prepare(msgspec.Struct, tag=True):
 
 
 class Loaded(msgspec.Struct, tag=True):
-    """The model runs. `run_s` is what its run on zeros took."""
+    """The model runs. `run_s` is what its run on zeros took; None: it was not run."""
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    run_s: float
+    run_s: float | None
 
 
 class Done(msgspec.Struct, tag=True):

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.config import ImageInput
-from agent.job import ErrorCode, JobError
+from agent.job import BYTES, ErrorCode, JobError
 from agent.routes.interpreter import Model
+from agent.routes.language import SUFFIX, LanguageModel
 from agent.routes.messages import (
     MAX_MESSAGE_BYTES,
     Arena,
@@ -41,7 +42,7 @@ from agent.routes.messages import (
     Run,
     RunImage,
 )
-from agent.wire.tensors import DATATYPES, NUMPY_DTYPES
+from agent.wire.tensors import DATATYPES, NUMPY_DTYPES, pack_elements, split_elements
 
 PR_SET_PDEATHSIG = 1
 
@@ -53,7 +54,7 @@ class Worker:
 
     def __init__(self, arenas: list[Arena]) -> None:
         self._arenas = arenas
-        self._models: dict[str, tuple[ModelSpec, Model]] = {}
+        self._models: dict[str, tuple[ModelSpec, Model | LanguageModel]] = {}
 
     def answer(self, request: Request) -> Reply:
         """Carry out one request. A job's failure is an answer, not an exception."""
@@ -85,12 +86,17 @@ class Worker:
             case Prepare(slot, name, size, settings):
                 return self._prepare(self._arenas[slot], name, settings, size)
 
-    def _model(self, name: str) -> tuple[ModelSpec, Model]:
+    def _model(self, name: str) -> tuple[ModelSpec, Model | LanguageModel]:
         if name not in self._models:
             raise JobError(ErrorCode.MODEL_ERROR, f"model '{name}' could not be loaded again")
         return self._models[name]
 
     def _load(self, spec: ModelSpec) -> Loaded:
+        if spec.path.endswith(SUFFIX):
+            language = LanguageModel(spec)
+            self._models[spec.name] = (spec, language)
+            # A text takes long, and how long depends on the text: no run tells of others.
+            return Loaded(language.inputs, language.outputs, None)
         model = Model(spec)
         zeros = {
             port.name: np.zeros([max(n, 1) for n in port.shape], NUMPY_DTYPES[port.datatype])
@@ -125,7 +131,7 @@ class Worker:
         return Done(_place(arena, prepared), time.perf_counter() - began)
 
 
-def _image(model: Model, settings: ImageInput, encoded: bytes) -> dict[str, Array]:
+def _image(model: Model | LanguageModel, settings: ImageInput, encoded: bytes) -> dict[str, Array]:
     port = model.inputs[0]
     if len(model.inputs) != 1 or len(port.shape) != 4:  # noqa: PLR2004 - batch, y, x, channel
         raise JobError(
@@ -154,16 +160,28 @@ def _decode(encoded: bytes, settings: ImageInput, height: int, width: int, chann
 
 def _take(arena: Arena, placed: Placed) -> Array:
     data = arena.read(placed.offset, placed.size)
+    if placed.datatype == BYTES:
+        texts = np.empty(placed.shape, object)
+        texts.flat[:] = split_elements(placed.name, data)
+        return texts
     return np.frombuffer(data, NUMPY_DTYPES[placed.datatype]).reshape(placed.shape)
 
 
 def _place(arena: Arena, outputs: Mapping[str, Array]) -> list[Placed]:
-    pieces = [array.tobytes() for array in outputs.values()]
+    pieces = [_bytes(array) for array in outputs.values()]
     offsets = arena.write(pieces)
     return [
-        Placed(name, DATATYPES[array.dtype], array.shape, offset, len(piece))
+        Placed(name, _datatype(array), array.shape, offset, len(piece))
         for (name, array), offset, piece in zip(outputs.items(), offsets, pieces, strict=True)
     ]
+
+
+def _datatype(array: Array) -> str:
+    return BYTES if array.dtype == object else DATATYPES[array.dtype]
+
+
+def _bytes(array: Array) -> bytes:
+    return pack_elements(list(array.flat)) if array.dtype == object else array.tobytes()
 
 
 def main() -> None:
