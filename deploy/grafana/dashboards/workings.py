@@ -121,10 +121,16 @@ NETWORK: Row = (
             stack=True,
         ),
         line(
-            "Probes",
-            "Bytes in each second that asking endpoints takes, while no job goes there.",
+            "Bytes to and from endpoints",
+            "In each second, both ways: of jobs by model, and of probes, which ask an endpoint "
+            "whether it is there while no job goes to it.",
             "Bps",
-            [Query(rate("edgewise_probe_bytes_total", "endpoint"), "{{endpoint}}")],
+            [
+                Query(
+                    rate("edgewise_cloud_bytes_total", "endpoint, model"), "{{endpoint}} {{model}}"
+                ),
+                Query(rate("edgewise_probe_bytes_total", "endpoint"), "{{endpoint}} probes"),
+            ],
         ),
         state(
             "Endpoints: circuit closed",
