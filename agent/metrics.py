@@ -35,7 +35,7 @@ from agent.job import Answer, ErrorCode, Job, Outcome, split_route
 from policies.api import Why
 
 # One series each for every model and route: docs/metrics.md has the sum that they are bounded by.
-JOB_BUCKETS = (0.001, 0.01, 0.05, 0.25, 2.5, 60)
+JOB_BUCKETS = (0.002, 0.02, 0.1, 1, 10, 60)
 COMMIT_BUCKETS = (0.002, 0.02, 0.2)
 DECISION_BUCKETS = (1e-4, 1e-3, 1e-2)
 # A model is told apart in so many unsuccessful ends (route and outcome) on average; further ones

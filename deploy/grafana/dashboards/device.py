@@ -6,11 +6,13 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as model
 
 from dashboards.encode import Annotation, annotation
-from dashboards.panels import Row, Words, choice, laid_out, line, named, note, number, state
+from dashboards.layout import Row, choice, laid_out
+from dashboards.panels import Words, line, named, note, number, state
 from dashboards.queries import HERE, JOBS, Query, mean, narrowed, quantiles, rate, share, total
 from dashboards.workings import DEVICE, ESTIMATES, NETWORK, POLICIES, SERVICE
 
 UID = "edgewise"
+CLOUD = narrowed(HERE, route="cloud")
 ALARMS = '{alertstate="firing", device=~"$device"}'
 HAPPENS: Words = {"1": ("yes", "orange"), "0": ("no", "transparent")}
 
@@ -163,16 +165,20 @@ DEADLINES: Row = (
         ),
         line(
             "Latency of jobs that succeeded",
-            "From receipt to answer, by the route of the answer; interpolated in buckets. Dots are "
-            "single jobs: point at one for its id.",
+            "From receipt to answer, by the route of the answer. Quantiles are interpolated in "
+            "wide buckets, the mean is exact. Dots are single jobs: point at one for its id.",
             "s",
-            quantiles("edgewise_job_duration_seconds", "route", JOBS),
+            [
+                *quantiles("edgewise_job_duration_seconds", "route", JOBS),
+                Query(mean("edgewise_job_duration_seconds", "route", JOBS), "{{route}} mean"),
+            ],
+            log=True,
             exemplars=True,
         ),
         line(
             "Time on the route",
-            "Mean time of an attempt without waiting, of failed ones too. Much below the latency: "
-            "jobs wait.",
+            "Mean time of an attempt without waiting, of failed ones too. Much below the mean "
+            "latency: jobs wait.",
             "s",
             [
                 Query(
@@ -180,6 +186,7 @@ DEADLINES: Row = (
                     "{{model}} {{route}}",
                 )
             ],
+            log=True,
         ),
         line(
             "Waiting and running",
@@ -235,6 +242,30 @@ COSTS: Row = (
                     + rate("edgewise_attempts_total", "route"),
                     "{{route}}",
                 )
+            ],
+        ),
+        line(
+            "Money of a cloud attempt",
+            "Mean of what endpoints are paid for one, in the currency of their prices.",
+            "short",
+            [
+                Query(
+                    f"sum(rate(edgewise_cloud_cost_total{HERE}[$__rate_interval])) / "
+                    f"sum(rate(edgewise_attempts_total{CLOUD}[$__rate_interval]))",
+                    "cloud",
+                )
+            ],
+        ),
+        line(
+            "Bytes to and from endpoints",
+            "In each second, both ways: of jobs by model, and of probes, which ask an endpoint "
+            "whether it is there while no job goes to it.",
+            "Bps",
+            [
+                Query(
+                    rate("edgewise_cloud_bytes_total", "endpoint, model"), "{{endpoint}} {{model}}"
+                ),
+                Query(rate("edgewise_probe_bytes_total", "endpoint"), "{{endpoint}} probes"),
             ],
         ),
         line(

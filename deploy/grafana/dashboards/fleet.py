@@ -6,7 +6,8 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as model
 
 from dashboards.encode import Annotation, annotation
-from dashboards.panels import Row, bars, choice, grid, laid_out, line, number
+from dashboards.layout import Row, choice, laid_out
+from dashboards.panels import bars, grid, line, number
 from dashboards.queries import Query, narrowed, rate, share, total
 
 HERE = '{device=~"$device"}'

@@ -25,13 +25,11 @@ from grafana_foundation_sdk.models.text import TextMode
 from dashboards.queries import Query
 
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
-WIDTH = 24
 
 Words = dict[str, tuple[str, str]]  # by value: the word that stands for it, and its colour
 Panel = (
     timeseries.Panel | stat.Panel | statetimeline.Panel | table.Panel | text.Panel | bargauge.Panel
 )
-Row = tuple[str, list[Panel]]
 
 # The same thing has the same colour in every panel.
 COLORS = {
@@ -46,6 +44,15 @@ COLORS = {
         "called_off": "#8e8e8e",
     },
 }
+
+# Lines of one colour, told apart by how they are drawn.
+STYLES = (
+    ("p50", {"fill": "dash", "dash": [2, 4]}, 1),
+    ("p95", {"fill": "solid"}, 2),
+    ("p99", {"fill": "solid"}, 1),
+    ("mean", {"fill": "dash", "dash": [10, 6]}, 2),
+    ("expected", {"fill": "dash", "dash": [10, 6]}, 2),
+)
 
 
 def targets(
@@ -68,9 +75,21 @@ def line(
     *,
     stack: bool = False,
     top: float = 0,
+    log: bool = False,
     exemplars: bool = False,
 ) -> timeseries.Panel:
-    """Make a panel of lines over time. `top` is the scale's fixed end, 0 for none."""
+    """Make a panel of lines over time.
+
+    Args:
+        title: The title.
+        description: What the lines are, and what to make of them.
+        unit: Grafana's name of the unit.
+        queries: One or several lines each.
+        stack: Lay the lines on top of each other.
+        top: The scale's fixed end; 0 for none.
+        log: Show what is small beside what is large: a logarithmic scale.
+        exemplars: Show single jobs as dots.
+    """
     panel = (
         timeseries.Panel()
         .title(title)
@@ -78,7 +97,6 @@ def line(
         .datasource(SOURCE)
         .targets(targets(queries, exemplars=exemplars))
         .unit(unit)
-        .min(0)
         .line_width(1)
         .fill_opacity(30 if stack else 5)
         .show_points(look.VisibilityMode.AUTO)
@@ -96,20 +114,25 @@ def line(
         )
     )
     legends = " ".join(query.legend for query in queries)
-    for label, colors in COLORS.items():
+    # Where there are reasons, it is these that have to be told apart.
+    for label, colors in () if "{{reason}}" in legends else COLORS.items():
         for name, color in colors.items() if label in legends else ():
-            # Of `local p95` and `running local` too.
-            panel = panel.override_by_regexp(rf"/\b{name}\b/", [fixed_color(color)])
-    for quantile, width in (("p50", 1), ("p95", 2), ("p99", 1)):
-        style = {"fill": "dash", "dash": [2, 4]} if quantile == "p50" else {"fill": "solid"}
-        if any(query.legend.endswith(quantile) for query in queries):
+            # Of `local p95` and `running local` too. What succeeded keeps its route's colour.
+            if name != "succeeded" or "{{route}}" not in legends:
+                panel = panel.override_by_regexp(rf"/\b{name}\b/", [fixed_color(color)])
+    for ending, style, width in STYLES:
+        if any(query.legend.endswith(ending) for query in queries):
             panel = panel.override_by_regexp(
-                rf"/{quantile}$/",
+                rf"/{ending}$/",
                 [
                     model.DynamicConfigValue("custom.lineStyle", style),
                     model.DynamicConfigValue("custom.lineWidth", width),
                 ],
             )
+    if log:
+        scale = common.ScaleDistributionConfig().type(look.ScaleDistribution.LOG).log(10)
+        return panel.scale_distribution(scale)
+    panel = panel.min(0)
     if stack:
         panel = panel.stacking(common.StackingConfig().mode(look.StackingMode.NORMAL).group("A"))
     return panel.max(top) if top else panel
@@ -274,40 +297,3 @@ def words(reading: Words) -> model.ValueMap:
 def note(markdown: str) -> text.Panel:
     """Make a panel of text."""
     return text.Panel().mode(TextMode.MARKDOWN).content(markdown).transparent(True)
-
-
-def choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
-    """Make a template variable. All of its values is `.*`: targets without that label count too."""
-    return (
-        dashboard.QueryVariable(name)
-        .label(label)
-        .datasource(SOURCE)
-        .query({"query": query, "refId": f"variable-{name}"})
-        .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .sort(model.VariableSort.ALPHABETICAL_ASC)
-        .multi(True)
-        .include_all(True)
-        .all_value(".*")
-        .current(model.VariableOption(selected=True, text=["All"], value=["$__all"]))
-    )
-
-
-def laid_out(made: dashboard.Dashboard, rows: Iterable[Row]) -> dashboard.Dashboard:
-    """Add the rows: numbers side by side, two or three graphs in a line, text over all."""
-    for title, panels in rows:
-        made = made.with_row(dashboard.Row(title))
-        numbers = sum(isinstance(panel, stat.Panel) for panel in panels)
-        graphs = sum(isinstance(panel, timeseries.Panel | bargauge.Panel) for panel in panels)
-        for panel in panels:
-            if isinstance(panel, stat.Panel):
-                height, width = 4, WIDTH // max(numbers, 1)
-            elif isinstance(panel, text.Panel):
-                height, width = 3, WIDTH
-            elif isinstance(panel, table.Panel):
-                height, width = 9, WIDTH
-            elif isinstance(panel, statetimeline.Panel):
-                height, width = 7, WIDTH
-            else:
-                height, width = 9, WIDTH // (3 if graphs % 3 == 0 else 2)
-            made = made.with_panel(panel.height(height).span(width))
-    return made

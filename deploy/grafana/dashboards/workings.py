@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Row, Words, line, named, state
+from dashboards.layout import Row
+from dashboards.panels import Words, line, named, state
 from dashboards.queries import HERE, JOBS, Query, mean, narrowed, quantiles, rate, share
 
 YES_IS_GOOD: Words = {"1": ("yes", "green"), "0": ("no", "red")}
@@ -24,6 +25,7 @@ ESTIMATES: Row = (
                 )
                 for figure in ("expected", "actual")
             ],
+            log=True,
         ),
         line(
             "Estimate error",
@@ -35,6 +37,7 @@ ESTIMATES: Row = (
                     "{{model}} {{route}}",
                 )
             ],
+            log=True,
         ),
         line(
             "Attempts within their expected p95",
@@ -105,6 +108,7 @@ NETWORK: Row = (
             "To each endpoint, learned from jobs and probes; a gap while nothing is known.",
             "s",
             [Query(f"edgewise_network_rtt_seconds{HERE}", "{{endpoint}}")],
+            log=True,
         ),
         line(
             "Uplink",
@@ -119,18 +123,6 @@ NETWORK: Row = (
             "reqps",
             [Query(rate("edgewise_attempts_total", "route, outcome"), "{{route}} {{outcome}}")],
             stack=True,
-        ),
-        line(
-            "Bytes to and from endpoints",
-            "In each second, both ways: of jobs by model, and of probes, which ask an endpoint "
-            "whether it is there while no job goes to it.",
-            "Bps",
-            [
-                Query(
-                    rate("edgewise_cloud_bytes_total", "endpoint, model"), "{{endpoint}} {{model}}"
-                ),
-                Query(rate("edgewise_probe_bytes_total", "endpoint"), "{{endpoint}} probes"),
-            ],
         ),
         state(
             "Endpoints: circuit closed",
@@ -191,6 +183,7 @@ POLICIES: Row = (
                     "{{policy}}",
                 )
             ],
+            log=True,
         ),
         line(
             "Shadows: where they would send jobs",
