@@ -108,11 +108,6 @@ class Compression:
         self._is_well = True  # an endpoint in trouble says nothing of a coding: none is tried
         self._models: dict[str, _Measured] = {}
 
-    @property
-    def coding(self) -> str | None:
-        """The coding that the endpoint takes, where it takes any."""
-        return self._coding
-
     async def pack(self, model: str, request: Request) -> Request:
         """Compress a request of a model, if that pays; else give it as it is."""
         may_try = self._is_sure or self._is_well
@@ -138,15 +133,14 @@ class Compression:
         if response.status == HTTPStatus.OK:
             self._is_sure = True
         if response.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
-            self._coding = None
+            self._take_none()
             return True
         return not self._is_sure and response.status in CONFUSED
 
     def answered_plain(self, response: Response) -> None:
         """Take in how the plain copy of a refused request fared: if well, it was the coding."""
         if response.status == HTTPStatus.OK and not self._is_sure:
-            self._coding = None
-            self._is_auto = False
+            self._take_none()
         self._is_well = response.status == HTTPStatus.OK
 
     def heed(self, response: Response) -> None:
@@ -160,6 +154,10 @@ class Compression:
         """Take in that the endpoint takes these codings."""
         if self._is_auto and codings:
             self._coding = next((coding for coding in CODERS if coding in codings), None)
+
+    def _take_none(self) -> None:
+        self._coding = None
+        self._is_auto = False
 
     def _pays(self, measured: _Measured, size: int) -> bool:
         assert measured.ratio is not None

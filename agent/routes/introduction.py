@@ -61,7 +61,8 @@ class Introduction:
     def begin(self) -> None:
         """Ask what is not known yet, unless that was tried just now."""
         now = self._clock()
-        if now >= self._not_before and self._protocol.inquiries():
+        is_asking = self._task is not None and not self._task.done()
+        if now >= self._not_before and not is_asking and self._protocol.inquiries():
             self._not_before = now + self._timeout_s + AGAIN_S
             self._task = asyncio.get_running_loop().create_task(self._ask())
 

@@ -6,6 +6,8 @@ import zlib
 
 import pytest
 
+from agent.config import ConfigError, Endpoint
+from agent.routes.cloud import CloudRoute
 from agent.routes.compression import CODERS, SAMPLE_EVERY, Compression
 from agent.routes.protocols import Request, Response
 
@@ -170,3 +172,18 @@ async def test_an_endpoint_that_has_taken_a_coding_gets_no_second_copies(build):
 
 async def test_a_plain_request_is_never_refused_for_its_coding(build):
     assert not build().refused(Request("/", DULL, {}), says(415))
+
+
+async def test_an_endpoint_that_refuses_what_it_says_it_takes_is_not_asked_again(build):
+    compression = build("auto")
+    compression.heed(says(200, "gzip"))
+    assert compression.refused(await packed_by(compression), says(415, "gzip"))
+    compression.heed(says(200, "gzip"))
+    assert (await pack(compression))[0] is None
+
+
+def test_a_coding_that_is_not_installed_is_a_configuration_error(monkeypatch):
+    monkeypatch.delitem(CODERS, "zstd", raising=False)
+    endpoint = Endpoint(url="http://127.0.0.1:9", compression="zstd")
+    with pytest.raises(ConfigError, match=r"endpoints.lab.compression.*edgewise\[zstd\]"):
+        CloudRoute("lab", endpoint, {}, prepare=None, label=None, max_response_bytes=1)
