@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -236,8 +236,23 @@ class Lab:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10.0)
 
 
-def measure(rows: tuple[Row, ...], scale: Scale, folder: Path, *, naive: bool) -> list[Found]:
-    """Go through rows, on each side."""
+def measure(
+    rows: Sequence[Row],
+    scale: Scale,
+    folder: Path,
+    *,
+    naive: bool = True,
+    policy: str = "adaptive",
+) -> list[Found]:
+    """Go through rows, on each side.
+
+    Args:
+        rows: What fails.
+        scale: For how long.
+        folder: For files of the processes.
+        naive: Whether the script is measured too, where it has just one endpoint.
+        policy: The daemon's.
+    """
     found: list[Found] = []
     with contextlib.ExitStack() as stack:
         broker_port, _ = stack.enter_context(sides.broker(folder))
@@ -248,7 +263,7 @@ def measure(rows: tuple[Row, ...], scale: Scale, folder: Path, *, naive: bool) -
                 here = folder / device
                 here.mkdir()
                 with Lab(row, here, servers).open() as lab:
-                    found.append(_measure(name, lab, scale, here, broker_port, device))
+                    found.append(_measure(name, lab, scale, here, broker_port, device, policy))
     return found
 
 
@@ -280,7 +295,13 @@ def warnings(found: list[Found]) -> Iterator[str]:
 
 
 def _measure(
-    name: str, lab: Lab, scale: Scale, folder: Path, broker_port: int, device: str
+    name: str,
+    lab: Lab,
+    scale: Scale,
+    folder: Path,
+    broker_port: int,
+    device: str,
+    policy: str,
 ) -> Found:
     kind = digits("prefer_cloud", round(DEADLINE_S * 1000))
     http_port = sides.free_port()
@@ -303,7 +324,7 @@ def _measure(
             device,
             {},
             kind,
-            settings=_settings(lab, http_port),
+            settings=_settings(lab, http_port, policy),
             environment=lab.environment,
         )
     with side as running:
@@ -314,7 +335,7 @@ def _measure(
         return _judge(lab, running.name, shots, marks, made)
 
 
-def _settings(lab: Lab, http_port: int) -> dict[str, dict[str, Any]]:
+def _settings(lab: Lab, http_port: int, policy: str) -> dict[str, dict[str, Any]]:
     endpoints = {
         f"endpoints.lab{number}": {
             "url": url,
@@ -325,7 +346,7 @@ def _settings(lab: Lab, http_port: int) -> dict[str, dict[str, Any]]:
     served = [{"endpoint": f"lab{number}", "name": LARGE_NAME} for number in range(len(lab.urls))]
     return {
         "http": {"listen": f"127.0.0.1:{http_port}"},
-        "policy": {"name": "adaptive"},
+        "policy": {"name": policy},
         "models.digits": {"path": str(SMALL), "cloud": served},
         **endpoints,
     }

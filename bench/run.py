@@ -20,6 +20,7 @@ import backlog
 import cascade
 import compare
 import estimates
+import failures
 import intake
 import machine
 import psutil
@@ -28,7 +29,7 @@ from jobs import POINTS_FILE, fetch_face
 from sides import SideError
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("compare", "backlog", "estimates", "cascade", "intake", "scrape")
+PARTS = ("compare", "backlog", "estimates", "cascade", "intake", "scrape", "failures")
 
 
 def run_compare(folder: Path, *, quick: bool) -> None:
@@ -96,6 +97,15 @@ def run_scrape(folder: Path, *, quick: bool) -> None:
     keep("scrape", notes, scale=asdict(scale), summary=summary, raw=asdict(measured))
 
 
+def run_failures(folder: Path, *, quick: bool) -> None:
+    """Go through the failure matrix."""
+    scale = failures.QUICK if quick else failures.FULL
+    found = failures.measure(failures.ROWS, scale, folder)
+    failures.print_table(found)
+    summary = [asdict(each) for each in found]
+    keep("failures", list(failures.warnings(found)), scale=asdict(scale), summary=summary)
+
+
 def keep(name: str, notes: list[str], **report: Any) -> None:
     """Write a report, and print what it notes."""
     for note in notes:
@@ -129,6 +139,7 @@ def main() -> int:
         "backlog": run_backlog,
         "estimates": partial(run_estimates, traces=asked.traces),
         "cascade": run_cascade,
+        "failures": run_failures,
         "intake": run_intake,
         "scrape": run_scrape,
     }

@@ -29,6 +29,7 @@ class Circuit:
         self._trial_at = 0.0
         self._asked_until = 0.0
         self._trying = False
+        self._was_gone = False  # no probe was answered of late
         self.last_failure: str | None = None
 
     @property
@@ -75,6 +76,17 @@ class Circuit:
         self._pause_s = PAUSE_FIRST_S
         self._trying = False
         self.last_failure = None
+
+    def probed(self, *, answered: bool) -> None:
+        """A probe has ended.
+
+        Where none was answered before, an answer is news: the endpoint is back, and the next
+        request will tell whether it serves. Where probes were answered all along, they say nothing.
+        """
+        if answered and self._was_gone and self.is_open and self._clock() >= self._asked_until:
+            self._failures = OPENS_AFTER - 1
+            self._slow = 0
+        self._was_gone = not answered
 
     def fail(
         self, reason: str, *, retry_after_s: float | None = None, was_slow: bool = False

@@ -179,6 +179,7 @@ class CloudRoute:
         """Ask the endpoint whether it is there: see `Prober`."""
         assert self._prober is not None, "the route is not started"
         found = await self._prober.probe()
+        self.circuit.probed(answered=found.reachable)
         if found.reachable:
             self._introduction.begin()
         return found

@@ -279,9 +279,11 @@ class SimulatedCloud:
                 began = self._clock()
                 await self._network.carry(asked)
         except TimeoutError:
+            self.circuit.probed(answered=False)
             return Probed(self.endpoint, reachable=False, bytes_up=PROBE_UP_BYTES)
         self._connections.give()
         rtt_s = self._clock() - began
+        self.circuit.probed(answered=True)
         return Probed(
             self.endpoint,
             reachable=True,

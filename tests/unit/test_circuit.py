@@ -61,6 +61,30 @@ def test_after_the_pause_one_trial_goes_and_no_second(circuit, clock):
     assert left_alone(circuit)
 
 
+def test_a_probe_that_is_answered_again_closes_it_on_probation(circuit):
+    fail(circuit, OPENS_AFTER)
+    circuit.probed(answered=False)
+    assert circuit.is_open
+    circuit.probed(answered=True)
+    assert not circuit.is_open
+    fail(circuit, 1)
+    assert circuit.is_open
+
+
+def test_probes_that_are_answered_all_along_say_nothing(circuit):
+    circuit.probed(answered=True)
+    fail(circuit, OPENS_AFTER)
+    circuit.probed(answered=True)
+    assert circuit.is_open
+
+
+def test_a_probe_does_not_shorten_what_the_endpoint_asked_for(circuit, clock):
+    circuit.fail("too many requests", retry_after_s=7.0)
+    circuit.probed(answered=False)
+    circuit.probed(answered=True)
+    assert left_alone(circuit)
+
+
 def test_an_endpoint_that_asks_for_it_is_left_alone_from_the_first_time_on(circuit, clock):
     circuit.begin()
     circuit.fail("too many requests", retry_after_s=7.0)

@@ -1,0 +1,25 @@
+"""An endpoint that fails, in whatever way, costs the jobs that prefer it neither answer nor time.
+
+A whole daemon, a real broker, a real server with a real model behind a proxy that fails. What is
+counted is asserted here; times are `bench/failures.py`'s, which prints the same for a plain script.
+The policy has no mind of its own, so that only what the router does is tested.
+"""
+
+import failures
+import pytest
+from failures import IN_TIME, MOST_EXTRA, RECOVERS_WITHIN_S, ROWS, Scale
+
+pytestmark = [pytest.mark.cloud, pytest.mark.usefixtures("mosquitto")]
+
+SCALE = Scale(well_s=1.5, failing_s=4.0, again_s=RECOVERS_WITHIN_S + 1.0)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name.replace(" ", "-"))
+def test_jobs_are_answered_in_time_while_an_endpoint_fails(tmp_path, row):
+    [found] = failures.measure([row], SCALE, tmp_path, naive=False, policy="prefer-cloud")
+    assert found.lost == 0
+    assert found.in_time >= IN_TIME
+    assert found.extra < MOST_EXTRA
+    assert found.recovered_s <= RECOVERS_WITHIN_S
+    if row.is_total:
+        assert found.delayed == 0
