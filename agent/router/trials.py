@@ -23,8 +23,9 @@ from policies.api import Estimate, Plan, Situation, Why
 
 log = structlog.get_logger(__name__)
 
-# Ends the id of a copy, and no job's: it is none of the job's attempts.
-MARK = "~"
+# Ends the id of a copy, which is none of the job's attempts.
+MARK = ":trial"
+LONGEST_ID = 128
 # After all jobs.
 PRIORITY = 0
 # A trial takes no longer than this, or twice the usual: the next one may find the endpoint well.
@@ -105,7 +106,7 @@ class Trials:
         longest_s = max(LONGEST_S, LONGEST_P95 * (expected[name].latency_p95_s or 0.0))
         copy = replace(
             job,
-            id=f"{job.id}{MARK}",
+            id=job.id[: LONGEST_ID - len(MARK)] + MARK,
             priority=PRIORITY,
             deadline_at=min(job.deadline_at, self._clock() + longest_s),
         )

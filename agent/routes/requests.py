@@ -32,7 +32,7 @@ class Requests:
         self._clock = clock
         self._slots = Slots(max_in_flight)
         self._waits = Waits()
-        self._running: dict[str, tuple[str, float, int]] = {}  # by job: model, begin, bytes
+        self._running: dict[object, tuple[str, float, int]] = {}  # model, begin, bytes
         # Always the same: what rests on it need not be reckoned anew.
         self._idle = Load(parallel=max_in_flight)
 
@@ -84,11 +84,12 @@ class Requests:
     @contextmanager
     def under_way(self, job: Job, size: int) -> Iterator[None]:
         """Count a request of so many bytes as under way; its turn goes to the next one after."""
-        self._running[job.id] = job.model, self._clock(), size
+        request = object()
+        self._running[request] = job.model, self._clock(), size
         try:
             yield
         finally:
-            del self._running[job.id]
+            del self._running[request]
             self._slots.give()
 
 

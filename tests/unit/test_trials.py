@@ -8,7 +8,7 @@ import pytest
 
 from agent.config import Budget
 from agent.events import Attempted
-from agent.job import ErrorCode, JobError, Placement
+from agent.job import ID_PATTERN, ErrorCode, JobError, Placement
 from agent.router.budgets import Budgets
 from agent.router.retries import MOST, SHARE
 from agent.routes.circuit import OPENS_AFTER, PAUSE_FIRST_S, Circuit
@@ -46,12 +46,21 @@ async def test_a_job_that_has_another_way_takes_it_and_its_copy_is_the_trial(
     await settle()
     assert (answer.account.route, answer.account.attempts) == ("local", 1)
     [copy] = built.cloud.seen
-    assert copy.id not in {"", "j1"}
+    assert copy.id != "j1"
+    assert ID_PATTERN.fullmatch(copy.id)
     assert copy.priority == 0
     assert {(e.plan.route, e.plan.why) for e in built.events.of(Attempted)} == {
         ("local", Why.FALLBACK),
         ("cloud:lab", Why.EXPLORATION),
     }
+
+
+async def test_a_copy_of_a_job_with_the_longest_id_has_an_id_too(built, make_job, clock):
+    leave_alone(built.cloud, clock, due=True)
+    await built.run(make_job("x" * 128))
+    await settle()
+    [copy] = built.cloud.seen
+    assert ID_PATTERN.fullmatch(copy.id)
 
 
 async def test_there_is_no_trial_before_one_is_due(built, make_job, clock):
