@@ -99,6 +99,10 @@ class Lifecycle:
         """Jobs in memory that have no answer yet."""
         return len(self._line)
 
+    def can_begin(self, job: Job) -> bool:
+        """Tell whether a job would get in line at once, were it submitted now."""
+        return not self.paused and (self._line.has_room(job) or self._line.could_have_room(job))
+
     def use_limits(self, limits: Limits) -> None:
         """Go by other limits from now on."""
         self._line.limits = limits
@@ -122,7 +126,7 @@ class Lifecycle:
             intake: How it came: mqtt, http or pool.
             taken: Called once it is durable.
             mid: The MQTT packet id, by which a job without an id of its own is known again.
-            again: The broker may have handed over this packet before.
+            again: It may have been handed over before.
             lent: Its asker keeps it until it is answered. It is not written before that, and
                 what can't go on at once is given back (`agent.job.Waiter`).
 
@@ -136,7 +140,10 @@ class Lifecycle:
         elif again and mid is not None:
             record = self._unnamed(job, mid)
         if record is None or self._is_past(record):
-            self._take_on(job, asker, intake, taken, mid, in_place_of=record, lent=lent)
+            if lent:
+                self._borrow(job, asker, None if again else intake, in_place_of=record)
+            else:
+                self._take_on(job, asker, intake, taken, mid, in_place_of=record)
         elif self._is_same(record, job):
             self._join(record, asker, taken, lent=lent)
         else:
@@ -229,19 +236,29 @@ class Lifecycle:
         taken: Done,
         mid: int | None,
         in_place_of: Record | None,
-        *,
-        lent: bool,
     ) -> None:
+        record = self._add(job, asker, mid, in_place_of)
+        self._events.emit(Received(job, intake))
+        self._admit(record, job)
+        self._store.write(record, SOON_S, taken)
+
+    def _borrow(
+        self, job: Job, asker: Asker, intake: str | None, in_place_of: Record | None
+    ) -> None:
+        """Take on a job that is lent; with an `intake`, for the first time."""
+        record = self._add(job, asker, None, in_place_of)
+        record.lent = True
+        if intake is not None:
+            self._events.emit(Received(job, intake))
+        self._admit(record, job)
+
+    def _add(self, job: Job, asker: Asker, mid: int | None, in_place_of: Record | None) -> Record:
         left_s = job.deadline_at - self._clock()
         record = self._store.add(job, asker, left_s=left_s, mid=mid)
-        record.lent = lent
         if in_place_of is not None:
             self._store.replace(record, in_place_of)
         self._hold(record)
-        self._events.emit(Received(job, intake))
-        self._admit(record, job)
-        if not lent:
-            self._store.write(record, SOON_S, taken)
+        return record
 
     def _admit(self, record: Record, job: Job) -> None:
         full = self._store.full

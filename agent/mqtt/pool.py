@@ -42,8 +42,9 @@ ROOT = "edgewise/v1/pool"
 HOPS = "edgewise-hops"
 LEFT = "edgewise-left-ms"
 MAX_HOPS = 8
-# A job that could not go on here is tried again after so long, if nobody else has room for it.
-RETRY_S = 1.0
+# A job that can't go on here is tried again after so long, where nobody else has room for it.
+RETRY_FIRST_S = 0.5
+RETRY_LAST_S = 8.0
 TICK_S = 0.5
 # What is said of us changes no more often.
 NOTICE_EVERY_S = 0.05
@@ -56,6 +57,7 @@ class Held:
         self.delivery = delivery
         self.job = job
         self.hops = hops
+        self.tries = 0  # so often it was given to the lifecycle
         self.done = False
         self._pool = pool
 
@@ -123,6 +125,7 @@ class Pool:
         self._members = Members(device, clock)
         self._begun: set[Held] = set()  # given to the lifecycle
         self._waiting: deque[Held] = deque()  # not given yet
+        self._no_room: set[Held] = set()  # will be tried again: the lifecycle has no room for them
         self._adopting: set[str] = set()
         self._settled = asyncio.Event()
         self._full = False
@@ -229,10 +232,20 @@ class Pool:
             self._settle(delivery, Answer(error.id or make_id(), model, error=error), binary=False)
 
     def _begin(self, held: Held) -> None:
+        if not self._lifecycle.can_begin(held.job):
+            self._no_room.add(held)
+            self.on_given_back(held)
+            return
         self._begun.add(held)
+        held.tries += 1
         try:
             self._lifecycle.submit(
-                held.job, Asker(waiter=held), intake=INTAKE, taken=lambda: None, lent=True
+                held.job,
+                Asker(waiter=held),
+                intake=INTAKE,
+                taken=lambda: None,
+                again=held.tries > 1,
+                lent=True,
             )
         except StoreError:
             self.on_given_back(held)
@@ -241,10 +254,13 @@ class Pool:
         """Have a job that can't go on here go on elsewhere, or here in a while."""
         self._begun.discard(held)
         if self._leaving or held.gone or self._hand_on(held):
+            self._no_room.discard(held)
             return
-        asyncio.get_running_loop().call_later(RETRY_S, self._try_again, held)
+        pause_s = min(RETRY_FIRST_S * 2.0 ** min(held.tries, 16), RETRY_LAST_S)
+        asyncio.get_running_loop().call_later(pause_s, self._try_again, held)
 
     def _try_again(self, held: Held) -> None:
+        self._no_room.discard(held)
         if not (held.gone or self._leaving):
             self._waiting.append(held)
             self._begin_more()
@@ -344,7 +360,7 @@ class Pool:
 
     def _look_at_room(self) -> None:
         """Note whether we have room for more, once that is clear."""
-        if self._waiting or self._lifecycle.paused:
+        if self._waiting or self._no_room or self._lifecycle.paused:
             full = True
         elif len(self._begun) <= self._jobs_at_once // 2:
             full = False

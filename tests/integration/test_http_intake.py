@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import socket
 import zlib
 
 import aiohttp
@@ -360,19 +359,3 @@ async def test_bodies_under_way_are_bounded_together(serve, configure, digits, u
     writer.close()
     await until(lambda: not serving.daemon.inference._bodies._held)
     assert (await serving.post(INFER, digits.request("j1"))).status == 200
-
-
-async def test_connections_are_bounded(serving, until):
-    serving.daemon.web._max_connections = 3
-    host, port = serving.daemon.web.address.split(":")
-    held = [socket.create_connection((host, int(port))) for _ in range(3)]
-    await until(lambda: len(serving.daemon.web._runner.server.connections) == 3)
-    reader, writer = await asyncio.open_connection(host, int(port))
-    async with asyncio.timeout(20):
-        said = await reader.read()
-    assert said.startswith(b"HTTP/1.1 503 ")
-    head, _, body = said.partition(b"\r\n\r\n")
-    assert int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]) == len(body)
-    writer.close()
-    for each in held:
-        each.close()
