@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.mqtt.members import AGAIN_S, GRACE_S, SILENT_S, Members
+from agent.mqtt.pool.members import AGAIN_S, GRACE_S, SILENT_S, Members
 
 
 def notice(status="online", models=("digits",), *, full=False):

@@ -16,7 +16,8 @@ from agent.config import Limits
 from agent.events import Received
 from agent.job import Outcome
 from agent.mqtt.link import Broker, Delivery
-from agent.mqtt.pool import HOPS, LEFT, MAX_HOPS, Pool
+from agent.mqtt.pool import Pool
+from agent.mqtt.pool.held import HOPS, LEFT, MAX_HOPS
 
 INPUTS = [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]
 JOBS = "edgewise/v1/pool/jobs/digits"
@@ -205,7 +206,7 @@ async def test_a_job_that_can_not_be_handed_on_after_all_is_run_here(make_pool, 
 
 
 async def test_while_paused_a_job_waits_and_counts_once(make_pool, until, monkeypatch):
-    monkeypatch.setattr("agent.mqtt.pool.RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr("agent.mqtt.pool.pool.RETRY_FIRST_S", 0.0)
     made = await make_pool()
     lifecycle, asked = made.served.lifecycle, []
     can_begin = lifecycle.can_begin

@@ -3,7 +3,7 @@
 The broker keeps a job of the pool until it is answered: nothing of it is on our disk before that,
 and its answer leaves together with its acknowledgement (`Link.settle`). So whoever the broker has
 handed a job to, and nobody else, answers it. What an agent leaves unanswered stays in its session
-with the broker (mosquitto, for one, gives it to nobody else). Another agent takes that session up.
+with the broker, until another takes that up (`takeover`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from typing import Any
 
 import msgspec
 import structlog
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.config import Limits
 from agent.events import BadMessage, Events
-from agent.job import Answer, Asker, BinaryOutputs, Job, make_id
+from agent.job import Answer, Asker, BinaryOutputs, make_id
 from agent.lifecycle import Lifecycle
 from agent.mqtt.link import REFUSED, Broker, Delivery, Link, LinkError, PublishRefusedError, Will
-from agent.mqtt.members import AGAIN_S, Members, Notice
+from agent.mqtt.pool.held import MAX_HOPS, Held, carried
+from agent.mqtt.pool.members import AGAIN_S, Members, Notice
+from agent.mqtt.pool.names import Names
+from agent.mqtt.pool.takeover import take_up
 from agent.mqtt.replies import is_allowed, properties_of
 from agent.mqtt.session import Session
 from agent.store import StoreError
@@ -37,48 +38,12 @@ from agent.wire import jobs as wire
 log = structlog.get_logger(__name__)
 
 INTAKE = "pool"
-ROOT = "edgewise/v1/pool"
-# How often a job has been handed on, and the milliseconds that are left of its deadline.
-HOPS = "edgewise-hops"
-LEFT = "edgewise-left-ms"
-MAX_HOPS = 8
 # A job that can't go on here is tried again after so long, where nobody else has room for it.
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 8.0
 TICK_S = 0.5
 # What is said of us changes no more often.
 NOTICE_EVERY_S = 0.05
-
-
-class Held:
-    """A job that the broker has handed to us, and that is ours while that connection lasts."""
-
-    def __init__(self, pool: Pool, delivery: Delivery, job: Job, hops: int) -> None:
-        self.delivery = delivery
-        self.job = job
-        self.hops = hops
-        self.tries = 0  # so often it was given to the lifecycle
-        self.done = False
-        self._pool = pool
-
-    @property
-    def link(self) -> Link:
-        """The connection that it came by."""
-        assert self.delivery.link is not None
-        return self.delivery.link
-
-    @property
-    def gone(self) -> bool:
-        """Whether it is no longer ours to answer."""
-        return self.done or self.link.ended
-
-    def take(self, answer: Answer) -> None:
-        """Answer it."""
-        self._pool.on_answer(self, answer)
-
-    def give_back(self) -> None:
-        """Learn that it can't go on here now."""
-        self._pool.on_given_back(self)
 
 
 class Pool:
@@ -114,7 +79,7 @@ class Pool:
         """
         self._broker = broker
         self._device = device
-        self._group = group
+        self._names = Names(group)
         self._lifecycle = lifecycle
         self._events = events
         self._limits = limits
@@ -126,18 +91,17 @@ class Pool:
         self._begun: set[Held] = set()  # given to the lifecycle
         self._waiting: deque[Held] = deque()  # not given yet
         self._no_room: set[Held] = set()  # will be tried again: the lifecycle has no room for them
-        self._adopting: set[str] = set()
-        self._settled = asyncio.Event()
+        self._taking_up: set[str] = set()
         self._full = False
         self._notice_due = asyncio.Event()
         self._leaving = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.session = Session(
-            self._as_member(device),
-            will=Will(self._notice_topic(device), self._notice("offline")),
+            replace(broker, client_id=self._names.client_id(device)),
+            will=Will(self._names.notice(device), self._notice("offline")),
             birth=self._notice("online"),
-            topics=self._shares(self._models),
-            hears=[self._notice_topic("+")],
+            topics=self._names.shares(self._models),
+            hears=[self._names.notice("+")],
             on_delivery=self._on_delivery,
             on_change=self._on_change,
         )
@@ -172,21 +136,21 @@ class Pool:
         served = tuple(sorted(models))
         if served == self._models:
             return
-        dropped = self._shares(set(self._models) - set(served))
+        dropped = self._names.shares(set(self._models) - set(served))
         self._models = served
         self.session.change(
-            will=Will(self._notice_topic(self._device), self._notice("offline")),
+            will=Will(self._names.notice(self._device), self._notice("offline")),
             birth=self._notice("online"),
-            topics=self._shares(served),
+            topics=self._names.shares(served),
             dropped=dropped,
         )
 
     # Jobs in.
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        kind, _, name = delivery.topic.removeprefix(f"{ROOT}/").partition("/")
+        kind, name = self._names.parse(delivery.topic)
         if kind == "agents":
-            self._on_notice(name.removeprefix(f"{self._group}/"), delivery.payload)
+            self._on_notice(name, delivery.payload)
         elif kind != "jobs" or delivery.retained:
             self._events.emit(BadMessage("bad_request", "not a job of the pool", delivery.topic))
             self._acknowledge(delivery)
@@ -206,7 +170,7 @@ class Pool:
         except wire.RejectedJobError as error:
             self._on_rejected(model, delivery, error)
             return
-        hops, left_s = _carried(delivery)
+        hops, left_s = carried(delivery)
         if left_s is not None:
             job = replace(job, deadline_at=min(job.deadline_at, self._clock() + left_s))
         held = Held(self, delivery, job, hops)
@@ -220,7 +184,7 @@ class Pool:
 
     def _on_unserved(self, held: Held) -> None:
         """See to a job that comes by a subscription of an earlier configuration."""
-        self._spawn(_unsubscribe(held.link, self._shares([held.job.model])))
+        self._spawn(_unsubscribe(held.link, self._names.shares([held.job.model])))
         if not self._hand_on(held):
             self._begin(held)  # it will be told that the model is unknown
 
@@ -301,7 +265,6 @@ class Pool:
         header_length: int | None,
         taken: asyncio.Future[ReasonCode],
     ) -> None:
-        self._settled.set()
         if taken.cancelled() or taken.exception() is not None or taken.result().value < REFUSED:
             return  # where the connection ended, the broker has both or hands the job over again
         log.error("answer_refused", job_id=answer.id, topic=reply, error=str(taken.result()))
@@ -334,10 +297,7 @@ class Pool:
         ):
             return False
         held.done = True
-        left_ms = max(round((job.deadline_at - self._clock()) * 1000), 1)
-        properties = _as_received(held.delivery)
-        carried = {**held.delivery.properties, HOPS: str(held.hops + 1), LEFT: str(left_ms)}
-        properties.UserProperty = list(carried.items())
+        properties = held.properties_on(job.deadline_at - self._clock())
         taken = held.link.settle(
             held.delivery, held.delivery.topic, held.delivery.payload, properties
         )
@@ -345,7 +305,6 @@ class Pool:
         return True
 
     def _on_handed_on(self, held: Held, taken: asyncio.Future[ReasonCode]) -> None:
-        self._settled.set()
         if taken.cancelled() or taken.exception() is not None or taken.result().value < REFUSED:
             return
         # We may answer, but not ask others. The broker has let go of the job by now: it is ours.
@@ -384,7 +343,7 @@ class Pool:
         try:
             self._members.hear(name, payload)
         except ValueError as error:
-            topic = self._notice_topic(name)
+            topic = self._names.notice(name)
             self._events.emit(BadMessage("bad_request", f"an agent's notice: {error}", topic))
             return
         if name != self._device:
@@ -397,7 +356,7 @@ class Pool:
                 async with asyncio.timeout(AGAIN_S):
                     await self._notice_due.wait()
             self._notice_due.clear()
-            notice, topic = self._notice("online"), self._notice_topic(self._device)
+            notice, topic = self._notice("online"), self._names.notice(self._device)
             try:
                 await self.session.publish(topic, notice, retain=True)
             except PublishRefusedError as error:
@@ -411,43 +370,16 @@ class Pool:
             if not self.session.connected or self._leaving:
                 continue
             for name in self._members.orphaned():
-                if name not in self._adopting:
-                    self._adopting.add(name)
-                    self._spawn(self._adopt(name))
+                if name not in self._taking_up:
+                    self._taking_up.add(name)
+                    self._spawn(self._take_up(name))
 
-    async def _adopt(self, name: str) -> None:
-        """Take up what the broker holds for an agent that has gone, then have it forgotten.
-
-        Should the agent come back meanwhile, the broker ends this connection, and hands what is
-        not answered to the agent itself.
-        """
-        link = Link(self._as_member(name), None, self._on_delivery)
-        alive: asyncio.Task[str] | None = None
+    async def _take_up(self, name: str) -> None:
+        models = {*self._members.models_of(name), *self._models}
         try:
-            present = await link.open()
-            alive = asyncio.create_task(link.run())
-            log.info("pool_agent_gone", agent=name, session=present)
-            if present:
-                models = {*self._members.models_of(name), *self._models}
-                await link.unsubscribe(self._shares(models))
-            while True:
-                # Also the fence: what the broker had for us came before its PUBACK.
-                await link.publish(self._notice_topic(name), b"", retain=True)
-                if not link.holds:
-                    break
-                while link.holds:
-                    self._settled.clear()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(TICK_S):
-                            await self._settled.wait()
-            await link.close(forget=True)
-        except (LinkError, PublishRefusedError, TimeoutError) as error:
-            log.info("pool_agent_not_taken_up", agent=name, reason=str(error))
+            await take_up(self._broker, self._names, name, models, self._on_delivery)
         finally:
-            self._adopting.discard(name)
-            await link.close()
-            if alive is not None:
-                await asyncio.gather(alive, return_exceptions=True)
+            self._taking_up.discard(name)
 
     def _on_change(self, connected: bool) -> None:  # noqa: FBT001 - a callback of one meaning
         if connected:
@@ -456,17 +388,6 @@ class Pool:
             # The broker hands them over again.
             self._waiting = deque(held for held in self._waiting if not held.gone)
             self._begun = {held for held in self._begun if not held.gone}
-
-    # Names.
-
-    def _as_member(self, name: str) -> Broker:
-        return replace(self._broker, client_id=f"edgewise-pool-{self._group}-{name}")
-
-    def _notice_topic(self, name: str) -> str:
-        return f"{ROOT}/agents/{self._group}/{name}"
-
-    def _shares(self, models: Collection[str]) -> list[str]:
-        return [f"$share/{self._group}/{ROOT}/jobs/{model}" for model in models]
 
     def _notice(self, status: str) -> bytes:
         return msgspec.json.encode(Notice(status, self._models, self._full))
@@ -492,24 +413,3 @@ async def _unsubscribe(link: Link, topics: list[str]) -> None:
     # Should the connection end, the next job will bring us here again.
     with contextlib.suppress(LinkError, TimeoutError):
         await link.unsubscribe(topics)
-
-
-def _carried(delivery: Delivery) -> tuple[int, float | None]:
-    """Give how often a job was handed on, and the seconds left; nonsense counts as too often."""
-    hops, left_ms = delivery.properties.get(HOPS), delivery.properties.get(LEFT)
-    if hops is None:
-        return 0, None
-    if not hops.isdecimal() or left_ms is None or not left_ms.isdecimal():
-        return MAX_HOPS, None
-    return int(hops[:4]), int(left_ms[:12]) / 1000
-
-
-def _as_received(delivery: Delivery) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)
-    if delivery.content_type is not None:
-        properties.ContentType = delivery.content_type
-    if delivery.reply is not None:
-        properties.ResponseTopic = delivery.reply
-    if delivery.correlation is not None:
-        properties.CorrelationData = delivery.correlation
-    return properties
