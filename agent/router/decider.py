@@ -53,8 +53,7 @@ class Decider:
         trouble = None
         plan = None
         try:
-            with self._guard.watch():
-                plan = self._policy.decide(situation)
+            plan = self._guard.call(self._policy.decide, situation)
             trouble = _fault(plan, open_names, may_defer=may_defer)
         except OverrunError as error:
             trouble = str(error)
@@ -82,8 +81,7 @@ class Decider:
             agrees=attempt.agrees,
             local_confidence=attempt.local_confidence,
         )
-        with self._guard.watch():
-            self._learner.learn(feedback)
+        self._guard.call(self._learner.learn, feedback)
 
 
 def _fault(plan: Any, open_names: Sequence[str], *, may_defer: bool) -> str | None:

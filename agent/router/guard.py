@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class OverrunError(Exception):
@@ -41,21 +43,22 @@ class Guard:
             signal.signal(signal.SIGALRM, self._on_alarm)
             self._installed = True
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[None]:
-        """Guard the block.
+    def call(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call guarded code, and give what it returns.
 
         Raises:
             RuntimeError: It meant to end the daemon or the job.
             OverrunError: It took longer than the limit, and was interrupted where possible.
         """
         began = time.perf_counter()
-        if self._installed:
-            self._armed = True
-            signal.setitimer(signal.ITIMER_REAL, self._limit_s)
         try:
+            # The timer may run out anywhere from here on, so all of it stands in one frame: in a
+            # context manager's own lines nobody would catch the interrupt.
             try:
-                yield
+                if self._installed:
+                    self._armed = True
+                    signal.setitimer(signal.ITIMER_REAL, self._limit_s)
+                result = work(*arguments)
             finally:
                 # From here on a late signal finds the guard disarmed, and does nothing.
                 self._armed = False
@@ -68,6 +71,7 @@ class Guard:
             raise RuntimeError(type(error).__name__) from error
         if time.perf_counter() - began > self._limit_s:
             raise OverrunError(f"took over {self._limit_s * 1000:g} ms")
+        return result
 
     def _on_alarm(self, *_: object) -> None:
         if self._armed:

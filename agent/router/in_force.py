@@ -166,8 +166,7 @@ class InForce:
         state = await asyncio.to_thread(self._learned.read, name)
         try:
             if state is not None:
-                with self._guard.watch():
-                    keeper.load(state)
+                self._guard.call(keeper.load, state)
         except Exception as error:  # noqa: BLE001 - a policy may raise anything
             log.warning("learned_refused", name=name, error=said(error))
             # It may have taken up a part.
@@ -177,14 +176,17 @@ class InForce:
 
     def _dump(self, keeper: Any) -> msgspec.Raw:
         """Give what a policy has learned, as JSON; raises whatever it raises."""
-        with self._guard.watch():
-            state = keeper.dump()
-            if type(state) is not dict:
-                raise TypeError(f"dump gave {type(state).__name__}, no dict")
-            text = json.dumps(state, allow_nan=False).encode()
+        text = self._guard.call(_dumped, keeper)
         if len(text) > MOST_BYTES:
             raise ValueError(f"dump gave {len(text)} bytes, at most {MOST_BYTES} are kept")
         return msgspec.Raw(text)
+
+
+def _dumped(keeper: Any) -> bytes:
+    state = keeper.dump()
+    if type(state) is not dict:
+        raise TypeError(f"dump gave {type(state).__name__}, no dict")
+    return json.dumps(state, allow_nan=False).encode()
 
 
 def _asked(payload: bytes, configured: Policy, now: Policy) -> Policy:
