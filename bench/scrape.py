@@ -29,6 +29,7 @@ MODELS = 10
 ENDPOINTS = 5
 IN_FLIGHT = 64
 EVERY_S = 1.0
+IDLE_SCRAPES = 100
 MOST_SCRAPE_MS = 20.0
 MOST_P99_RATIO = 1.1
 WAIT_S = 20.0
@@ -55,6 +56,8 @@ class Measured:
     disk: machine.Disk
     series: int = 0
     page_bytes: int = 0
+    idle_ms: list[float] = field(default_factory=list)  # scrapes without any load
+    cpu_ms: float = 0.0  # that one of these takes of the daemon's processor time
     scrapes_ms: list[float] = field(default_factory=list)
     loads: list[dict[str, Any]] = field(default_factory=list)
 
@@ -92,7 +95,11 @@ def measure(scale: Scale, folder: Path) -> Measured:
             sides.edgewise(folder, port, DEVICE, {}, points(), settings=settings)
         )
         fill(port, names, list(ports))
-        page = scrape(http.client.HTTPConnection(address))[1]
+        with contextlib.closing(http.client.HTTPConnection(address)) as connection:
+            _, page = scrape(connection)
+            before = side.process.cpu_s()
+            measured.idle_ms = [scrape(connection)[0] for _ in range(IDLE_SCRAPES)]
+            measured.cpu_ms = (side.process.cpu_s() - before) / IDLE_SCRAPES * 1000
         measured.page_bytes = len(page)
         measured.series = sum(not line.startswith(b"#") for line in page.splitlines())
         sides.run_load(port, broker, side, "points", "warm", 1.0, in_flight=IN_FLIGHT)
@@ -178,6 +185,8 @@ def summarise(measured: Measured) -> list[Row]:
     p99 = ratio("p99_ms")
     return [
         Row("series on the page", "", 0, measured.series),
+        Row("processor time of a scrape", "ms", 1, measured.cpu_ms),
+        Row("a scrape without load, median", "ms", 1, statistics.median(measured.idle_ms)),
         Row(
             "a scrape under full load, median",
             "ms",

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import generate_latest
 
 from agent.config import load
 from agent.daemon import Daemon
@@ -28,13 +30,16 @@ from agent.events import (
     ShadowFailed,
 )
 from agent.job import Account, Answer, ErrorCode, JobError, Outcome
-from agent.metrics import OTHER
+from agent.metrics import OTHER, Metrics
+from agent.web.exposition import OPENMETRICS, openmetrics, page
 from policies.api import Device, Estimate, Plan, Why
 from policies.testing import situation
 
 MODELS = [f"model-{number}" for number in range(10)]
 ENDPOINTS = [f"endpoint-{number}" for number in range(5)]
 MOST_SERIES = 500
+# As Prometheus asks.
+ACCEPT = f"{OPENMETRICS};version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
 BUDGETS = ("cloud_cost_per_day", "cloud_bytes_per_day", "metered_bytes_per_day")
 
 BAD = (
@@ -182,3 +187,39 @@ def test_beyond_what_is_told_apart_unsuccessful_jobs_are_those_of_other(daemon, 
     assert sum(values.values()) == len(list(everything.answers()))
     assert all(values[model, "cloud", "succeeded"] == 2 for model in MODELS)
     assert sum(value for labels, value in values.items() if labels[0] == OTHER) > len(ErrorCode)
+
+
+def test_the_page_is_what_the_client_library_makes_of_it(daemon, make_job):
+    events = Events()
+    daemon.metrics.observe(events)
+    Everything(make_job).emit(events)
+    ours, kind = page(daemon.metrics.registry, ACCEPT)
+    theirs = generate_latest(daemon.metrics.registry)
+    assert kind.startswith("application/openmetrics-text; version=1.0.0")
+    assert steady(ours) == steady(theirs)
+    assert b"# {job_id=" in ours
+
+
+def steady(written):
+    """The lines but those of what goes on between two looks."""
+    goes_on = (b"process_", b"edgewise_battery_goal_seconds")
+    return [line for line in written.splitlines() if not line.startswith(goes_on)]
+
+
+def test_whatever_is_in_a_label_is_escaped_as_the_library_does():
+    metrics = Metrics(['"', "\\", "\n", "€"])
+    events = Events()
+    metrics.observe(events)
+    for reason in ('a"b', "a\\b", "a\nb", "ä€", ""):
+        events.emit(BadMessage(reason, "", ""))
+    assert steady(openmetrics(metrics.registry)) == steady(generate_latest(metrics.registry))
+
+
+@pytest.mark.parametrize(
+    "accept", ["", "text/plain", f"{OPENMETRICS};version=1.0.0;escaping=values", "*/*"]
+)
+def test_other_formats_are_the_librarys(accept):
+    registry = Metrics([]).registry
+    encode, kind = choose_encoder(accept)
+    assert page(registry, accept)[1] == kind
+    assert steady(page(registry, accept)[0]) == steady(encode(registry))
