@@ -1,7 +1,7 @@
 """What a job costs by the way it comes: over HTTP, over MQTT, and a bare HTTP server beside them.
 
-One job at a time, so that nothing waits in line. The three take turns, and the figures of a turn
-are compared with each other: a ratio compares the same moment of the machine.
+One job at a time, so that nothing waits in line. The three take turns job by job, and are compared
+by the medians of a few seconds: a ratio compares the same moment of the machine.
 """
 
 from __future__ import annotations
@@ -118,10 +118,13 @@ def measure(scale: Scale, folder: Path) -> Measured:
             ("echo", _Http(echo_port, kind).ask, measured.echo_ms),
         )
         for turn in range(-1, scale.turns):
-            for name, ask, medians in ways:
-                median = _median_ms(ask, f"{name}-{turn}-", scale.jobs)
+            times: dict[str, list[float]] = {name: [] for name, _, _ in ways}
+            for number in range(scale.jobs):
+                for name, ask, _ in ways:
+                    times[name].append(_time_ms(ask, f"{name}-{turn}-{number}"))
+            for name, _, medians in ways:
                 if turn >= 0:  # the first warms up
-                    medians.append(median)
+                    medians.append(statistics.median(times[name]))
     return measured
 
 
@@ -155,11 +158,8 @@ def print_table(found: Summary) -> None:
         print(f"  {what:30}{machine.number(value, 2):>10}  {aim:10}{verdict}".rstrip())
 
 
-def _median_ms(ask: Callable[[bytes], None], tag: str, count: int) -> float:
-    times = []
-    for number in range(count):
-        job_id = f"{tag}{number}".ljust(ID_WIDTH, "-").encode()
-        began = time.perf_counter()
-        ask(job_id)
-        times.append((time.perf_counter() - began) * 1000)
-    return statistics.median(times)
+def _time_ms(ask: Callable[[bytes], None], name: str) -> float:
+    job_id = name.ljust(ID_WIDTH, "-").encode()
+    began = time.perf_counter()
+    ask(job_id)
+    return (time.perf_counter() - began) * 1000
