@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cloud lint format bench bench-policies chaos truth clean
+.PHONY: help demo test test-cloud lint format bench bench-servers bench-policies chaos truth clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
 	@echo "make bench   compare with a bare loop; deferred jobs; estimates; cascades; HTTP (needs mosquitto)"
+	@echo "make bench-servers   what Edgewise adds to MLServer and Ray Serve, and what batching is worth"
 	@echo "make bench-policies  all policies and baselines on simulated networks, against the oracle"
 	@echo "make truth   hold the simulator against the real daemon (needs mosquitto, a quiet machine)"
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
@@ -65,6 +66,9 @@ format: .venv/.lint
 
 bench: .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-servers: .venv/.bench cloud-servers
+	@$(BIN)/python bench/run.py --only servers $(ARGS)
 
 bench-policies: .venv/.bench
 	@$(BIN)/python bench/bench_policies.py $(ARGS)

@@ -1,8 +1,8 @@
 """Measure what Edgewise costs, and how well it knows what things cost.
 
 Against a bare loop, with many deferred jobs, its estimates against what then happened, how accurate
-a cascade is, HTTP against MQTT, and what scrapes of its metrics take. Prints tables and writes what
-it found to bench/results, latest.json first.
+a cascade is, HTTP against MQTT, and what scrapes of its metrics take; where asked for, real model
+servers. Prints tables and writes what it found to bench/results, latest.json first.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ import intake
 import machine
 import psutil
 import scrape
+import servers
 from jobs import POINTS_FILE, fetch_face
 from sides import SideError
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("compare", "backlog", "estimates", "cascade", "intake", "scrape", "failures")
+# Only when asked for: they need what `make bench-servers` installs.
+MORE_PARTS = ("servers",)
 
 
 def run_compare(folder: Path, *, quick: bool) -> None:
@@ -106,6 +109,15 @@ def run_failures(folder: Path, *, quick: bool) -> None:
     keep("failures", list(failures.warnings(found)), scale=asdict(scale), summary=summary)
 
 
+def run_servers(folder: Path, *, quick: bool) -> None:
+    """See what Edgewise adds to requests to real model servers, and what batching is worth."""
+    scale = servers.QUICK if quick else servers.FULL
+    measured = servers.measure(scale, folder, fetch_face(RESULTS / "cache"))
+    servers.print_table(measured)
+    notes = list(servers.warnings(measured))
+    keep("servers", notes, scale=asdict(scale), raw=asdict(measured))
+
+
 def keep(name: str, notes: list[str], **report: Any) -> None:
     """Write a report, and print what it notes."""
     for note in notes:
@@ -120,7 +132,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
-    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--only", choices=(*PARTS, *MORE_PARTS), help="one part of it")
     parser.add_argument(
         "--traces",
         type=Path,
@@ -140,6 +152,7 @@ def main() -> int:
         "estimates": partial(run_estimates, traces=asked.traces),
         "cascade": run_cascade,
         "failures": run_failures,
+        "servers": run_servers,
         "intake": run_intake,
         "scrape": run_scrape,
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import numpy as np
 import pytest
-from oip_serve.batches import run_batch
+from oip_serve.batches import Batcher, run_batch
 
 from agent.routes.messages import TensorSpec
 
@@ -92,3 +95,54 @@ def test_a_request_whose_inputs_differ_in_rows_runs_alone(rows):
     results = run_batch(model, [even, uneven, even])
     assert [len(result["a"]) for result in results] == [1, rows[0], 1]
     assert {"a": rows[0], "b": rows[1]} in model.seen
+
+
+class Gated(Doubler):
+    """Runs when it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.began = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+
+    def run(self, inputs):
+        self.began.release()
+        assert self.let.acquire(timeout=10)
+        return super().run(inputs)
+
+
+@pytest.fixture
+async def gated():
+    """A model that runs its first request, and five that come meanwhile."""
+    model = Gated()
+    batcher = Batcher(model, max_batch_size=3)
+    asked = [asyncio.create_task(batcher.run(request(0, 0)))]
+    await asyncio.to_thread(model.began.acquire)
+    asked += [asyncio.create_task(batcher.run(request(n, n))) for n in (1, 2, 13, 4, 5)]
+    await asyncio.sleep(0)
+    return model, asked
+
+
+async def test_what_comes_while_a_model_runs_is_its_next_batch(gated):
+    model, asked = gated
+    model.let.release(10)
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    # The three with the unlucky one run together, then one by one.
+    assert model.rows == [1, 3, 1, 1, 1, 2]
+    assert isinstance(results.pop(3), ValueError)
+    assert [result["y"][0, 0] for result in results] == [0, 2, 4, 8, 10]
+
+
+async def test_who_has_gone_is_left_out_of_the_batch(gated):
+    model, asked = gated
+    for gone in (asked[0], asked[3]):
+        gone.cancel()
+    model.let.release(10)
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert model.rows == [1, 2, 2]
+
+
+async def test_a_model_that_is_idle_runs_at_once():
+    batcher = Batcher(Doubler(), max_batch_size=3)
+    for value in (1, 2):
+        assert (await batcher.run(request(value, 0)))["y"][0, 0] == 2 * value

@@ -18,8 +18,6 @@ class Settings(BaseModel):
     models: dict[str, ModelSettings] = Field(min_length=1)
     models_per_replica: int = Field(8, gt=0)
     max_batch_size: int = Field(32, gt=0)
-    # How long a request waits for others. 0: what comes while the model runs is the next batch.
-    batch_wait_s: float = Field(0.0, ge=0)
     max_body_bytes: int = Field(32 * 2**20, gt=0)
 
 
@@ -29,7 +27,6 @@ def build(settings: Settings) -> serve.Application:
         settings.models,
         models_per_replica=settings.models_per_replica,
         max_batch_size=settings.max_batch_size,
-        batch_wait_s=settings.batch_wait_s,
     )
     gateway = serve.deployment(Gateway)
     return gateway.bind(models, list(settings.models), settings.max_body_bytes)

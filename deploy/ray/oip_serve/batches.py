@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import asyncio
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,53 @@ class Runnable(Protocol):
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run it on arrays of these shapes and types."""
+
+
+class Batcher:
+    """Runs a model in a thread; what comes while it runs is its next batch.
+
+    `ray.serve.batch` makes up batches before the model is free for them, so that under load, when
+    they matter, they stay small; or else each request waits for company first.
+    """
+
+    def __init__(self, model: Runnable, max_batch_size: int) -> None:
+        self.model = model
+        self._max_batch_size = max_batch_size
+        self._waiting: deque[tuple[Arrays, asyncio.Future[Arrays]]] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    async def run(self, inputs: Arrays) -> Arrays:
+        """Run the model on one request's inputs.
+
+        Raises:
+            Exception: What the model raised.
+        """
+        outputs: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
+        self._waiting.append((inputs, outputs))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run_all())
+        return await outputs
+
+    async def _run_all(self) -> None:
+        try:
+            while self._waiting:
+                await self._run_next()
+        finally:
+            self._running = None
+
+    async def _run_next(self) -> None:
+        count = min(len(self._waiting), self._max_batch_size)
+        taken = [self._waiting.popleft() for _ in range(count)]
+        # Whoever asked may have gone meanwhile.
+        taken = [(inputs, outputs) for inputs, outputs in taken if not outputs.done()]
+        results = await asyncio.to_thread(run_batch, self.model, [inputs for inputs, _ in taken])
+        for (_, outputs), result in zip(taken, results, strict=True):
+            if outputs.done():
+                continue
+            if isinstance(result, Exception):
+                outputs.set_exception(result)
+            else:
+                outputs.set_result(result)
 
 
 def run_batch(model: Runnable, requests: Sequence[Arrays]) -> list[Arrays | Exception]:

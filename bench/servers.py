@@ -1,0 +1,298 @@
+"""Real model servers: what Edgewise adds to a request, and what batching is worth in Ray Serve.
+
+What Edgewise adds is the time from a job's publication to its answer, less the time of a direct
+request with the same body; the two take turns, one request at a time. Batching is compared in one
+replica, with the same Python model twice: as it is, and with one request a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jobs
+import machine
+import mqtt5
+import numpy as np
+import sides
+from jobs import ID_PLACE, ID_WIDTH, JobKind, Publisher
+
+from agent.wire import oip, tensors
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import model_servers
+from model_servers import ModelServer
+
+ANSWER_WITHIN_S = 30.0
+DEVICE = "bench-servers"
+FACE = "face"
+# The pattern that the batched model is asked for.
+WIDTH = 4096
+BATCHED, ALONE = "recall", "recall-alone"
+# What must hold.
+MOST_ADDED_MS = 2.0
+LEAST_GAIN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured."""
+
+    requests: int  # each way, of each kind
+    rounds: int  # of load, on each of the two models
+    seconds: float  # of each round
+    in_flight: int
+
+
+FULL = Scale(requests=300, rounds=4, seconds=6.0, in_flight=32)
+QUICK = Scale(requests=30, rounds=1, seconds=2.0, in_flight=32)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Requests of one model to one server, in one form."""
+
+    server: str
+    model: str
+    binary: bool
+    targeted: bool  # whether MOST_ADDED_MS is about it
+
+    @property
+    def name(self) -> str:
+        """Its name as an endpoint's, and as the model's on the device."""
+        return f"{self.model}-{self.server}-{'binary' if self.binary else 'json'}"
+
+
+KINDS = (
+    Kind("mlserver", "points", binary=False, targeted=True),
+    Kind("mlserver", "digits-large", binary=False, targeted=True),
+    Kind("mlserver", FACE, binary=False, targeted=False),
+    Kind("kserve", "digits-large", binary=True, targeted=False),
+    Kind("ray", "points", binary=True, targeted=True),
+    Kind("ray", "digits-large", binary=True, targeted=True),
+    Kind("ray", FACE, binary=True, targeted=True),
+)
+SHAPES = {
+    "points": ("point", (1, 2)),
+    "digits-large": ("image", (1, 8, 8, 1)),
+    FACE: ("input", jobs.FACE_SHAPE),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Milliseconds of requests of one kind, made directly and by Edgewise."""
+
+    kind: Kind
+    body_bytes: int
+    direct: list[float]
+    edgewise: list[float]
+
+    @property
+    def direct_p50(self) -> float:
+        """The middle direct request."""
+        return statistics.median(self.direct)
+
+    @property
+    def added_p50(self) -> float:
+        """What the middle job takes longer."""
+        return statistics.median(self.edgewise) - self.direct_p50
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether that is little enough; None where it is not about this kind."""
+        return self.added_p50 < MOST_ADDED_MS if self.kind.targeted else None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All of it."""
+
+    added: list[Added]
+    rates: dict[str, list[float]]  # by model: requests a second in each round
+
+    @property
+    def gain(self) -> float:
+        """How many times the requests batching gets through."""
+        return statistics.median(self.rates[BATCHED]) / statistics.median(self.rates[ALONE])
+
+
+def measure(scale: Scale, folder: Path, face: Path | None) -> Measured:
+    """Start servers, broker and daemon, and measure.
+
+    Raises:
+        SideError: One of them does not start or answer.
+    """
+    others = {} if face is None else {FACE: face}
+    kinds = [kind for kind in KINDS if face is not None or kind.model != FACE]
+    recall = {"factory": "oip_serve.examples:Recall"}
+    with contextlib.ExitStack() as stack:
+        ray = model_servers.start_ray(
+            others,
+            settings={"models": {ALONE: {**recall, "max_batch_size": 1}}},
+            autoscaling={"max_replicas": 1},
+        )
+        starts = (ray, model_servers.start_mlserver(others), model_servers.start_kserve(others))
+        servers = {server.name: server for server in map(stack.enter_context, starts)}
+        try:
+            for server in servers.values():
+                server.wait()
+        except model_servers.ServerError as error:
+            raise sides.SideError(str(error)) from None
+        added = asyncio.run(_measure_added(scale, folder, servers, kinds))
+        rates = asyncio.run(_measure_rates(scale, servers["ray"]))
+    return Measured(added, rates)
+
+
+async def _measure_added(
+    scale: Scale, folder: Path, servers: Mapping[str, ModelServer], kinds: list[Kind]
+) -> list[Added]:
+    settings: dict[str, Mapping[str, Any]] = {"policy": {"name": "cloud"}}
+    for kind in kinds:
+        url = servers[kind.server].url
+        settings[f"endpoints.{kind.name}"] = {"url": url, "binary": kind.binary}
+        settings[f"models.{kind.name}"] = {"cloud": [{"endpoint": kind.name, "name": kind.model}]}
+    with sides.broker(folder) as (port, _):
+        first = _job(kinds[0])
+        with sides.edgewise(folder, port, DEVICE, {}, first, settings=settings):
+            client = mqtt5.Client(port, "bench-servers-client")
+            client.subscribe(f"edgewise/v1/{DEVICE}/results/+")
+            async with aiohttp.ClientSession() as http:
+                return [
+                    await _take_turns(scale, client, http, servers[kind.server], kind)
+                    for kind in kinds
+                ]
+
+
+async def _take_turns(
+    scale: Scale,
+    client: mqtt5.Client,
+    http: aiohttp.ClientSession,
+    server: ModelServer,
+    kind: Kind,
+) -> Added:
+    machine.say(f"{kind.server}: {kind.model} in {'binary' if kind.binary else 'JSON'}")
+    job = _job(kind)
+    body = job.header.encode() + job.raw
+    headers = {"Content-Type": "application/json"}
+    if kind.binary:
+        headers = {
+            "Content-Type": "application/octet-stream",
+            oip.HEADER_LENGTH_HTTP: str(len(job.header)),
+        }
+    url = f"{server.url}/v2/models/{kind.model}/infer"
+    publisher = Publisher(client, DEVICE, job)
+    direct, edgewise = [], []
+    for count in range(scale.requests + 5):
+        began = time.perf_counter()
+        async with http.post(url, data=body, headers=headers) as response:
+            answer = await response.read()
+        between = time.perf_counter()
+        if response.status != 200:
+            raise sides.SideError(f"{kind.server}: {answer[:500]!r}")
+        publisher.publish(f"{kind.name[:20]}-{count}".ljust(ID_WIDTH, "-").encode())
+        _await_answer(client, kind)
+        if count >= 5:  # connections are up, caches warm
+            direct.append((between - began) * 1000)
+            edgewise.append((time.perf_counter() - between) * 1000)
+    return Added(kind, len(body), direct, edgewise)
+
+
+def _await_answer(client: mqtt5.Client, kind: Kind) -> None:
+    deadline = time.monotonic() + ANSWER_WITHIN_S
+    while time.monotonic() < deadline:
+        for message in client.poll(0.1):
+            if b'"outputs":' not in message.payload:
+                raise sides.SideError(f"{kind.name}: {message.payload[:500]!r}")
+            return
+    raise sides.SideError(f"no answer to a job for {kind.name}")
+
+
+def _job(kind: Kind) -> JobKind:
+    """Make jobs of this kind: what is published is what the direct request has as its body."""
+    name, shape = SHAPES[kind.model]
+    # Eighths are short in JSON, as a camera's pixels are.
+    values = np.random.default_rng(1).integers(-8, 9, shape).astype(np.float32) / np.float32(8)
+    head = {"id": ID_PLACE, "parameters": {"binary_data_output": kind.binary}}
+    content = [tensors.from_array(name, values)]
+    body, length = oip.encode(head, "inputs", content, binary=kind.binary)
+    split = len(body) if length is None else length
+    return JobKind(kind.name, body[:split].decode(), body[split:])
+
+
+async def _measure_rates(scale: Scale, server: ModelServer) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {BATCHED: [], ALONE: []}
+    pattern = np.ones((1, WIDTH), np.float32)
+    head = {"parameters": {"binary_data_output": True}}
+    body, length = oip.encode(head, "inputs", [tensors.from_array("pattern", pattern)], binary=True)
+    headers = {oip.HEADER_LENGTH_HTTP: str(length)}
+    connector = aiohttp.TCPConnector(limit=scale.in_flight)
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
+        for turn in range(scale.rounds + 1):
+            for model, kept in rates.items():
+                machine.say(f"ray: {model}, {scale.in_flight} requests under way")
+                url = f"{server.url}/v2/models/{model}/infer"
+                seconds = scale.seconds if turn else 1.0
+                rate = await _load(http, url, body, seconds, scale.in_flight)
+                if turn:  # it is loaded
+                    kept.append(rate)
+    return rates
+
+
+async def _load(
+    http: aiohttp.ClientSession, url: str, body: bytes, seconds: float, in_flight: int
+) -> float:
+    """Keep so many requests under way; give requests a second."""
+    began = time.perf_counter()
+    done = 0
+
+    async def ask() -> None:
+        nonlocal done
+        while time.perf_counter() < began + seconds:
+            async with http.post(url, data=body) as response:
+                answer = await response.read()
+                if response.status != 200:
+                    raise sides.SideError(f"{url}: {answer[:500]!r}")
+            done += 1
+
+    await asyncio.gather(*(ask() for _ in range(in_flight)))
+    return done / (time.perf_counter() - began)
+
+
+def print_table(measured: Measured) -> None:
+    """Print what was found."""
+    print("\nOne request at a time, directly and as a job; medians")
+    print(f"{'server':9} {'model':13} {'form':7} {'body':>9} {'direct':>10} {'Edgewise adds':>14}")
+    for row in measured.added:
+        kind = row.kind
+        print(
+            f"{kind.server:9} {kind.model:13} {'binary' if kind.binary else 'JSON':7} "
+            f"{row.body_bytes:7d} B {row.direct_p50:7.2f} ms {row.added_p50:11.2f} ms  "
+            f"{machine.verdict(row.holds)}"
+        )
+    print(f"target: less than {MOST_ADDED_MS:g} ms")
+    print("\nRay Serve, one replica, a Hopfield network in numpy; requests/s")
+    for model, rates in measured.rates.items():
+        rounds = ", ".join(f"{rate:.0f}" for rate in rates)
+        print(f"{model:13} {statistics.median(rates):7.1f}   (rounds: {rounds})")
+    print(
+        f"batching gives {measured.gain:.2f} times as many, target {LEAST_GAIN:g}: "
+        f"{machine.verdict(measured.gain >= LEAST_GAIN)}"
+    )
+
+
+def warnings(measured: Measured) -> Iterator[str]:
+    """Say what does not hold."""
+    for row in measured.added:
+        if row.holds is False:
+            yield f"{row.kind.name}: Edgewise adds {row.added_p50:.2f} ms"
+    if measured.gain < LEAST_GAIN:
+        yield f"batching gives {measured.gain:.2f} times the requests"
