@@ -181,7 +181,7 @@ class CloudRoute:
         found = await self._prober.probe()
         self.circuit.probed(answered=found.reachable)
         if found.reachable:
-            self._introduction.begin()
+            self._introduction.go_on()
         return found
 
     async def _run(
@@ -252,7 +252,7 @@ class CloudRoute:
             self.circuit.fail(slow(self.endpoint, took_s), was_slow=True)
         else:
             self.circuit.succeed()
-        self._introduction.begin()
+        self._introduction.go_on()
         return self._outcome(traffic, result.tokens, outputs=outputs, confidence=confidence)
 
     async def _send(

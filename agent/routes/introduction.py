@@ -66,6 +66,11 @@ class Introduction:
             self._not_before = now + self._timeout_s + AGAIN_S
             self._task = asyncio.get_running_loop().create_task(self._ask())
 
+    def go_on(self) -> None:
+        """Ask again for what was not answered, now that the endpoint has been heard of."""
+        if self._task is not None:
+            self.begin()
+
     async def wait(self, timeout_s: float) -> None:
         """Wait for answers that are on their way, as long as a job of so many seconds may."""
         if self._task is not None and not self._task.done():
