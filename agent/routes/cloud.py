@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +17,7 @@ from agent.routes import unheard
 from agent.routes.circuit import Circuit
 from agent.routes.compression import CODERS, Compression
 from agent.routes.connections import Connections
+from agent.routes.delivery import Delivery, Traffic
 from agent.routes.introduction import Introduction
 from agent.routes.pace import Pace
 from agent.routes.probe import Prober
@@ -42,14 +43,6 @@ Label = Callable[[str, tuple[Tensor, ...]], tuple[tuple[Tensor, ...], float | No
 
 class _RefusedError(JobError):
     """The endpoint is there, and refuses this request."""
-
-
-@dataclass(slots=True)
-class _Traffic:
-    """The bytes of one attempt's requests and responses."""
-
-    sent: int = 0
-    received: int = 0
 
 
 def _unknown() -> None:
@@ -107,13 +100,18 @@ class CloudRoute:
                 f"endpoints.{name}.compression",
                 f"{endpoint.compression} needs the extra: pip install 'edgewise[zstd]'",
             )
-        self._compression = Compression(endpoint.compression, uplink_bytes_per_s)
         self._clock = clock
         self.circuit = Circuit(clock)
         self._pace = Pace()
         self._requests = Requests(name, endpoint.max_in_flight, clock)
         self._connections = Connections(
             name, endpoint, max_response_bytes=max_response_bytes, clock=clock
+        )
+        self._delivery = Delivery(
+            self._connections,
+            self._protocol,
+            Compression(endpoint.compression, uplink_bytes_per_s),
+            clock,
         )
         self._introduction = Introduction(
             name, self._protocol, self._connections.exchange, endpoint.timeout_s, clock
@@ -230,13 +228,11 @@ class CloudRoute:
         began = self._clock()
         timeout_s = min(self._settings.timeout_s, left_s)
         ends_at = began + timeout_s
-        traffic = _Traffic()
-        again: Request | None = request
+        traffic = Traffic()
         try:
-            while again is not None:
-                request = again
-                response = await self._send(job, request, ends_at, streamed, traffic)
-                again = self._protocol.rephrase(job, inputs, request, response)
+            request, response = await self._delivery.deliver(
+                job, inputs, request, ends_at, streamed, traffic
+            )
             result = self._take(job, request, response)
             outputs, confidence = self._label(job.model, result.outputs)
         except JobError as error:
@@ -255,32 +251,6 @@ class CloudRoute:
         self._introduction.go_on()
         return self._outcome(traffic, result.tokens, outputs=outputs, confidence=confidence)
 
-    async def _send(
-        self,
-        job: Job,
-        request: Request,
-        ends_at: float,
-        streamed: Callable[[str], None],
-        traffic: _Traffic,
-    ) -> Response:
-        """Send a request, compressed if that pays; as it is once more where it was not taken."""
-
-        async def exchange(spelled: Request) -> Response:
-            traffic.sent += len(spelled.body)
-            left_s = ends_at - self._clock()
-            response = await self._connections.exchange(spelled, left_s, streamed)
-            traffic.received += response.carried
-            return response
-
-        self._compression.takes(self._protocol.codings)
-        packed = await self._compression.pack(job.model, request)
-        response = await exchange(packed)
-        if self._compression.refused(packed, response):
-            response = await exchange(request)
-            self._compression.answered_plain(response)
-        self._compression.heed(response)
-        return response
-
     def _judge(self, job: Job, error: JobError, took_s: float, *, late: bool = False) -> None:
         """Hold a failure against the endpoint where it is the endpoint's."""
         usual_s = self._pace.usual_s(job.model)
@@ -289,7 +259,7 @@ class CloudRoute:
         elif not late or was_fair(took_s, self._settings.timeout_s, usual_s):
             self.circuit.fail(error.message, retry_after_s=error.retry_after_s)
 
-    def _outcome(self, traffic: _Traffic, tokens: Tokens = NO_TOKENS, **result: Any) -> Outcome:
+    def _outcome(self, traffic: Traffic, tokens: Tokens = NO_TOKENS, **result: Any) -> Outcome:
         carried = traffic.sent + traffic.received
         cost = self._settings.cost(carried, tokens.input, tokens.output)
         return Outcome(bytes_up=traffic.sent, bytes_down=traffic.received, cost=cost, **result)

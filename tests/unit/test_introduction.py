@@ -90,7 +90,8 @@ async def test_a_server_that_can_not_be_reached_is_asked_no_further(introduction
 async def test_a_job_waits_for_answers_but_half_its_time_at_most(introduction, server):
     server.may_answer.clear()
     introduction.begin()
-    await introduction.wait(0.01)
+    async with asyncio.timeout(1.0):
+        await introduction.wait(0.01)
     assert server.asked == ["/v2"]
 
 
