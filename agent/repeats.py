@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -75,11 +76,16 @@ class Repeats:
 
     def _key(self, event: Mapping[str, Any]) -> Key:
         name = str(event["event"])
-        details = (
+        details = [
             value[:LONGEST]
             for field, value in event.items()
             if isinstance(value, str) and field not in NOT_TOLD_APART
-        )
+        ]
+        raised = event.get("exc_info")
+        if raised is True:
+            raised = sys.exc_info()[1]
+        if isinstance(raised, BaseException):
+            details.append(repr(raised)[:LONGEST])
         key = (name, *details)
         if key not in self._told and self._alike[name] >= MOST_ALIKE:
             return (name,)

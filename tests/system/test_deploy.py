@@ -306,3 +306,12 @@ def test_the_reference_names_every_metric_and_no_other(configure):
     own = {f.name for f in families if f.name.startswith("edgewise_")}
     text = (ROOT / "docs" / "metrics.md").read_text()
     assert {name.removesuffix("_total") for name in re.findall(r"`(edgewise_\w+)`", text)} == own
+
+
+def test_the_runbook_names_panels_that_are_there():
+    dashboards = [json.loads(file.read_text()) for file in DASHBOARDS]
+    there = {panel.get("title") for content in dashboards for panel in content["panels"]}
+    there |= {content["title"] for content in dashboards}
+    named = re.findall(r'"([^"]+)"', RUNBOOK.read_text().replace("\n", " "))
+    assert named
+    assert set(named) <= there

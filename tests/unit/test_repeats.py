@@ -83,3 +83,13 @@ def test_jobs_are_told_each_whatever_they_have_in_common(log):
     for _ in range(3):
         log.info("job_answered", error="no_route")
     assert len(log.lines) == 3
+
+
+def test_exceptions_are_told_apart_by_what_they_are(log):
+    for error in (ValueError("a"), ValueError("a"), KeyError("a"), ValueError("b")):
+        try:
+            raise error
+        except (ValueError, KeyError):
+            log.exception("job_failed_unexpectedly", job_id="a")
+        log.error("audit_failed", exc_info=error)
+    assert len(log.lines) == 2 * 3
