@@ -43,6 +43,7 @@ def laid_out(made: dashboard.Dashboard, rows: Iterable[Row]) -> dashboard.Dashbo
     for title, panels in rows:
         made = made.with_row(dashboard.Row(title))
         numbers = sum(isinstance(panel, stat.Panel) for panel in panels)
+        tables = sum(isinstance(panel, table.Panel) for panel in panels)
         states = sum(isinstance(panel, statetimeline.Panel) for panel in panels)
         graphs = sum(isinstance(panel, timeseries.Panel | bargauge.Panel) for panel in panels)
         for panel in panels:
@@ -51,7 +52,7 @@ def laid_out(made: dashboard.Dashboard, rows: Iterable[Row]) -> dashboard.Dashbo
             elif isinstance(panel, text.Panel):
                 height, width = 3, WIDTH
             elif isinstance(panel, table.Panel):
-                height, width = 9, WIDTH
+                height, width = (9, WIDTH) if tables == 1 else (6, WIDTH // tables)
             elif isinstance(panel, statetimeline.Panel):
                 # Of many things, or of one for each endpoint.
                 height, width = (9, WIDTH) if states == 1 else (5, WIDTH // states)
