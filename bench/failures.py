@@ -87,6 +87,7 @@ class Scale:
     well_s: float
     failing_s: float
     again_s: float
+    deadline_s: float = DEADLINE_S  # of a job
 
 
 FULL = Scale(2.0, 8.0, 7.0)
@@ -103,11 +104,6 @@ class Shot:
     route: str | None = None
     attempts: int = 0
     asked: bool = False  # the endpoint was chosen for it, by the daemon's decisions
-
-    @property
-    def in_time(self) -> bool:
-        """Whether it was answered by its deadline."""
-        return self.answered and self.took_s <= DEADLINE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +123,14 @@ class Found:
     extra: float  # share of them beyond one for each job
     lost: int  # of all jobs: never answered
     total: bool
+    deadline_s: float = DEADLINE_S
 
     @property
     def holds(self) -> bool:
         """Whether it is as it must be."""
         return (
             self.in_time >= IN_TIME
-            and self.p99_ms < DEADLINE_S * 1000
+            and self.p99_ms < self.deadline_s * 1000
             and (self.delayed == 0 or not self.total)
             and self.recovered_s <= RECOVERS_WITHIN_S
             and self.extra < MOST_EXTRA
@@ -303,7 +300,7 @@ def _measure(
     device: str,
     policy: str,
 ) -> Found:
-    kind = digits("prefer_cloud", round(DEADLINE_S * 1000))
+    kind = digits("prefer_cloud", round(scale.deadline_s * 1000))
     http_port = sides.free_port()
     side: contextlib.AbstractContextManager[Side]
     if name == "naive":
@@ -332,7 +329,7 @@ def _measure(
         made = _requests(name, lab, http_port)
         shots, marks = _drive(broker_port, device, kind, lab, scale)
         made = _requests(name, lab, http_port) - made
-        return _judge(lab, running.name, shots, marks, made)
+        return _judge(lab, running.name, shots, marks, made, scale.deadline_s)
 
 
 def _settings(lab: Lab, http_port: int, policy: str) -> dict[str, dict[str, Any]]:
@@ -407,7 +404,12 @@ def _receive(client: mqtt5.Client, shots: dict[bytes, Shot], timeout_s: float) -
 
 
 def _judge(
-    lab: Lab, side: str, shots: list[Shot], marks: tuple[float, float], attempts: int
+    lab: Lab,
+    side: str,
+    shots: list[Shot],
+    marks: tuple[float, float],
+    attempts: int,
+    deadline_s: float,
 ) -> Found:
     fails_at, recovers_at = marks
     # A job that is sent at the moment of a change may be counted to either side of it.
@@ -424,7 +426,7 @@ def _judge(
         row=lab.row.name,
         side=side,
         jobs=len(failing),
-        in_time=sum(shot.in_time for shot in failing) / len(failing),
+        in_time=sum(s.answered and s.took_s <= deadline_s for s in failing) / len(failing),
         p50_ms=statistics.median(took_ms),
         p99_ms=_p99(took_ms),
         delayed=sum(shot.attempts > 1 for shot in after),
@@ -434,6 +436,7 @@ def _judge(
         extra=max(attempts - asked, 0) / max(asked, 1),
         lost=sum(math.isinf(shot.took_s) for shot in shots),
         total=lab.row.is_total,
+        deadline_s=deadline_s,
     )
 
 

@@ -25,6 +25,9 @@ RESERVE_FACTORS = (2.0, 1.0)
 RESERVE_EXTRA_S = 0.02
 RESERVE_LEAST, RESERVE_LEAST_S = 0.1, 0.05
 RESERVE_UNKNOWN = 0.5
+# Where the device could answer too, an attempt that takes so many times its p95 is given up, but
+# not before this share of what is left.
+PATIENCE, PATIENCE_LEAST = 4.0, 0.5
 
 
 class Surroundings:
@@ -146,9 +149,14 @@ class Surroundings:
         for factor in RESERVE_FACTORS:
             rest_s = left_s - max(factor * p95_s, least_s) - RESERVE_EXTRA_S
             if rest_s >= left_s * RESERVE_UNKNOWN:
-                return rest_s
+                return min(rest_s, self._patience_s(job, route, left_s))
         # The device could not answer in time any more, whenever the endpoint is given up.
         return left_s
+
+    def _patience_s(self, job: Job, route: Route, left_s: float) -> float:
+        """Give when an endpoint that has not answered is taken to be lost, in seconds."""
+        p95_s = self._estimate(job, route).latency_p95_s
+        return left_s if p95_s is None else max(PATIENCE_LEAST * left_s, PATIENCE * p95_s)
 
     def too_late(self, job: Job, tried: Collection[str]) -> dict[str, JobError]:
         """Tell which endpoints would leave the device no time to answer, were they to fail too.

@@ -50,6 +50,8 @@ async def test_an_attempt_may_take_what_is_left_until_the_deadline(build_router,
 
 async def test_a_cloud_attempt_leaves_time_for_the_local_route(build_router, make_job):
     built = build_router(Cloud())
+    built.cloud.answers(run_s=0.3, bytes_up=10)
+    built.cloud.takes_s = 0.3
     await built.run(make_job())
     built.estimates.warm("digits", 0.05)
     p95_s = built.estimates.estimate("digits", "local", 1, Load(), api.Device()).latency_p95_s
@@ -57,6 +59,19 @@ async def test_a_cloud_attempt_leaves_time_for_the_local_route(build_router, mak
     await built.run(make_job(placement=Placement.ONLY_CLOUD))
     assert built.cloud.timeouts == pytest.approx([0.5, 1.0 - 2 * p95_s - 0.02, 1.0])
     assert built.cloud.timeouts[1] > 0.7
+
+
+async def test_an_attempt_that_takes_many_times_the_usual_is_given_up_after_half_of_the_time(
+    build_router, make_job
+):
+    built = build_router(Cloud())
+    built.estimates.warm("digits", 0.05)
+    built.cloud.answers(run_s=0.02, bytes_up=10)
+    built.cloud.takes_s = 0.02
+    for _ in range(5):
+        await built.run(make_job())
+    await built.run(make_job(placement=Placement.ONLY_CLOUD))
+    assert built.cloud.timeouts[-2:] == pytest.approx([0.5, 1.0])
 
 
 async def test_no_time_is_left_for_a_local_route_that_has_failed(build_router, make_job):
