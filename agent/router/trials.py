@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from agent.events import Attempted, Events
-from agent.job import Job, JobError
+from agent.job import Job, JobError, Placement
 from agent.router import constraints
 from agent.router.budgets import Budgets
 from agent.router.surroundings import Surroundings, price_of
@@ -108,6 +108,8 @@ class Trials:
             job,
             id=job.id[: LONGEST_ID - len(MARK)] + MARK,
             priority=PRIORITY,
+            # There is nothing that it would have to leave time for.
+            placement=Placement.ONLY_CLOUD,
             deadline_at=min(job.deadline_at, self._clock() + longest_s),
         )
         plan = Plan(name, Why.EXPLORATION, expected=expected[name])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 # An answer is slow that took so many times what is usual, and more than this share of the time
 # that it was given: a slow answer that is early enough does no harm.
 TIMES = 4.0
-SHARE = 0.5
+SHARE = 0.8
 # Nothing is slow before so many answers have told what is usual.
 LEAST = 10
 # The weight of the latest answer. Slow ones count for less, so that a bad minute does not become
