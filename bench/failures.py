@@ -414,7 +414,9 @@ def _judge(
     fails_at, recovers_at = marks
     # A job that is sent at the moment of a change may be counted to either side of it.
     failing = [shot for shot in shots if fails_at <= shot.due_s < recovers_at]
-    failed = sorted(s.due_s + s.took_s for s in failing if s.attempts > 1)
+    # Those that were under way when it began are among the first failures.
+    ended = (s.due_s + s.took_s for s in shots if s.attempts > 1 and s.due_s < recovers_at)
+    failed = sorted(end for end in ended if end >= fails_at)
     third_s = failed[OPENS_AFTER - 1] if len(failed) >= OPENS_AFTER else recovers_at
     after = [shot for shot in failing if shot.due_s > third_s]
     back = [s.due_s + s.took_s for s in shots if s.due_s >= recovers_at and s.route == "cloud"]
