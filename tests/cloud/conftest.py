@@ -41,7 +41,8 @@ def servers(models) -> dict[str, ModelServer]:
             stack.enter_context(
                 model_servers.start_ray(
                     others,
-                    settings={"max_body_bytes": MAX_BODY_BYTES},
+                    # Fewer than there are, so that they have to give way to each other.
+                    settings={"max_body_bytes": MAX_BODY_BYTES, "models_per_replica": 2},
                     autoscaling=AUTOSCALING,
                 )
             ),

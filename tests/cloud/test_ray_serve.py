@@ -88,6 +88,16 @@ async def test_a_triton_client_works_unchanged(servers, binary):
     assert await asyncio.to_thread(ask) == pytest.approx(0.99967, abs=1e-4)
 
 
+async def test_more_models_than_a_replica_holds_are_loaded_in_turn(ray, models):
+    for model in (*models, *models):
+        async with ray.get(f"/v2/models/{model}") as response:
+            [port] = (await response.json())["inputs"]
+        data = [0] * int(np.prod(port["shape"]))
+        request = {"inputs": [{**port, "data": data}]}
+        async with ray.post(f"/v2/models/{model}/infer", json=request) as response:
+            assert response.status == 200, await response.text()
+
+
 def recall(row: np.ndarray) -> bytes:
     tensor = {"name": "pattern", "shape": [1, WIDTH], "datatype": "FP32"}
     return json.dumps({"inputs": [{**tensor, "data": row.tolist()}]}).encode()

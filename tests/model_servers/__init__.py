@@ -60,8 +60,9 @@ class ModelServer:
         self.log = folder / f"{name}.log"
         # For other commands of its virtual environment.
         self.environment = {
-            # Nothing of the tester's own environment configures it.
-            **{key: os.environ[key] for key in ("HOME", "LANG", "TMPDIR") if key in os.environ},
+            # Nothing of the tester's own environment configures it, nor what Ray keeps at home.
+            **{key: os.environ[key] for key in ("LANG", "TMPDIR") if key in os.environ},
+            "HOME": str(folder),
             "PATH": f"{ENVIRONMENTS / name / 'bin'}:{os.environ['PATH']}",
             **environment,
         }
