@@ -189,7 +189,9 @@ def _decision(event: Decided, now: float) -> dict[str, Any]:
         "route": kind or None,
         "endpoint": endpoint or None,
         "reason": plan.why,
-        "reasons": plan.reasons,
+        "reasons": [
+            {"name": term.name, "value": term.value, "weight": term.weight} for term in plan.reasons
+        ],
         "propensity": plan.propensity,
         "defer_s": plan.defer_s,
         "hedge": plan.hedge,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from policies.api import Device, JobTraits, RouteView, Situation, Term
+from policies.api import Device, JobTraits, RouteView, Situation
 
 # Ends of a decision.
 ANSWERED = "answered"
@@ -47,6 +47,15 @@ class End(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """A term of an explanation, as in `policies.api.Term`."""
+
+    name: str
+    value: float | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A decision, as published."""
 
@@ -59,7 +68,7 @@ class Decision:
     route: str | None = None  # local or cloud; None: rejected or deferred
     endpoint: str | None = None
     reason: str | None = None
-    reasons: tuple[Term, ...] = ()
+    reasons: tuple[Reason, ...] = ()
     propensity: float | None = None
     defer_s: float | None = None
     hedge: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from policies.api import (
@@ -17,6 +18,7 @@ from policies.api import (
     Why,
 )
 from policies.cost import Weights, scarcity
+from policies.crowd import Crowd
 from policies.features import amount
 from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, spread_of, used_and_late
 from policies.radio import TailShare
@@ -39,8 +41,7 @@ PATIENCE = 2.0
 # One that had no success is left alone for a while, which doubles each time.
 PAUSE_FIRST_S = 1.0
 PAUSE_LAST_S = 30.0
-# A job is hopeless where its best route costs so much more than a miss, and is known this well.
-HOPELESS = 0.2
+# A job is hopeless where its best route costs more than a miss, and is known this well.
 HOPELESS_IGNORANCE = 1.0
 SURE_SAMPLES = 5
 # A shorter deadline counts as this one.
@@ -64,9 +65,32 @@ class Expected(NamedTuple):
     latency: float  # expected share of the deadline used
     energy: float  # in deadlines, as the cost
     money: float
+    toll: float  # what jobs that come after it lose by it
+    fixed: float  # energy, money and toll together, which are paid however it ends
     awake: float  # the cost were the radio awake anyway
     hedge: str | None = None  # a second route, and when it is started
     after_s: float = 0.0
+
+    def with_costs(
+        self, cost: float, miss: float, hedge: str | None = None, after_s: float = 0.0
+    ) -> Expected:
+        """Give the same with failures, or a hedge, counted; quicker than `_replace`."""
+        route, mean_s, spread, _, _, latency, energy, money, toll, fixed, awake, _, _ = self
+        return Expected(
+            route,
+            mean_s,
+            spread,
+            cost,
+            miss,
+            latency,
+            energy,
+            money,
+            toll,
+            fixed,
+            awake,
+            hedge,
+            after_s,
+        )
 
 
 class Adaptive:
@@ -76,6 +100,8 @@ class Adaptive:
     time it is expected to use of the deadline and the probability of missing it; a failure costs
     the time until it shows, and then what the next best route costs with what is left. Energy
     weighs more the emptier the battery is (`policies.cost`).
+
+    A job that keeps a route's worker from others is charged what they lose (`policies.crowd`).
 
     Estimates that have not been confirmed for a while are uncertain. A route that would be best if
     its latency were at the good end of that is tried now and then (optimism in the face of
@@ -114,6 +140,7 @@ class Adaptive:
         self._chance = random.Random(options.seed)  # noqa: S311 - no secret
         self._known: dict[str, _Known] = {}  # by route
         self._tail = TailShare()
+        self._crowd = Crowd(options.latency, options.miss)
 
     def decide(self, situation: Situation) -> Plan:
         """Compare what each open route is expected to come to."""
@@ -123,7 +150,8 @@ class Adaptive:
         joule = self._options.joule * scarcity(situation.device)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
         self._note_radio(plain, situation.time_s)
-        ranked = sorted(plain, key=_by_cost)
+        ranked = sorted(plain, key=_by_cost) if len(plain) > 1 else plain
+        self._note_crowd(ranked, situation.time_s, deadline_s)
         best, tie_share = self._by_weight(self._least(ranked, deadline_s), ranked, deadline_s)
         chosen, why, propensity = best, Why.EXPECTED_COST, tie_share
         if len(routes) == 1:
@@ -201,23 +229,46 @@ class Adaptive:
         options = self._options
         estimate = route.estimate
         spread = spread_of(estimate)
-        mean_s = amount(estimate.latency_mean_s, AMOUNT_MOST)
-        shared_j = self._tail.shared_j(estimate)
-        energy = joule * (amount(estimate.energy_j, AMOUNT_MOST) - shared_j)
-        money = options.money * amount(estimate.cost, AMOUNT_MOST)
+        mean_s = estimate.latency_mean_s
+        if mean_s is None or spread > SPREAD_MOST:
+            mean_s = 0.0
+        energy = joule * amount(estimate.energy_j, AMOUNT_MOST)
+        tail = 0.0  # what of the radio's tail is this job's
+        if estimate.tail_j:
+            tail_j = amount(estimate.tail_j, AMOUNT_MOST)
+            shared_j = self._tail.shared_j(tail_j, estimate.tail_s)
+            energy -= joule * shared_j
+            tail = joule * (tail_j - shared_j)
+        money = options.money * amount(estimate.cost, AMOUNT_MOST) if estimate.cost else 0.0
+        toll = 0.0
+        if estimate.holds_s:
+            toll = self._crowd.toll(route.name, estimate.wait_s, estimate.holds_s)
         used, late = used_and_late(mean_s, spread, deadline_s)
-        cost = options.latency * used + options.miss * late + energy + money
-        awake = cost - joule * (amount(estimate.tail_j, AMOUNT_MOST) - shared_j)
-        return Expected(route, mean_s, spread, cost, late, used, energy, money, awake)
+        fixed = energy + money + toll
+        cost = options.latency * used + options.miss * late + fixed
+        return Expected(
+            route, mean_s, spread, cost, late, used, energy, money, toll, fixed, cost - tail
+        )
+
+    def _note_crowd(self, ranked: list[Expected], time_s: float, deadline_s: float) -> None:
+        """Note what the job would lose by having to wait on its best route."""
+        best = ranked[0]
+        elsewhere = self._options.miss
+        if len(ranked) > 1 and ranked[1].cost < elsewhere:
+            elsewhere = ranked[1].cost
+        elsewhere -= best.fixed
+        service_s = max(best.mean_s - amount(best.route.estimate.wait_s, AMOUNT_MOST), 0.0)
+        self._crowd.note(time_s, best.route.name, service_s, deadline_s, elsewhere)
 
     def _note_radio(self, plain: list[Expected], time_s: float) -> None:
         """See whether this is a job that had better go over a radio that is awake anyway."""
         here = there = math.inf
         for each in plain:
             if each.route.estimate.tail_s:
-                there = min(there, each.awake)
-            else:
-                here = min(here, each.cost)
+                if each.awake < there:
+                    there = each.awake
+            elif each.cost < here:
+                here = each.cost
         if there < here < math.inf:
             self._tail.note(time_s)
 
@@ -256,18 +307,25 @@ class Adaptive:
         """Add what failures cost, with the next best route as a second try or as a hedge."""
         # In this order, what is no number is 0.
         fails = min(max(0.0, each.route.estimate.failure_probability or 0.0), 1.0)
-        other = next((one for one in ranked if one.route is not each.route), None)
+        other: Expected | None = ranked[0]
+        if ranked[0].route is each.route:
+            other = ranked[1] if len(ranked) > 1 else None
         known = self._known.get(each.route.name)
         gone_s = FAILS_AFTER * deadline_s
         if known is not None and known.failures:
             gone_s = min(known.failed_s, deadline_s)
-        plain = self._tried_again(each, other, fails, gone_s, deadline_s)
+        cost, miss = each.cost, each.miss
+        if fails > 0.0:
+            cost, miss = self._tried_again(each, other, fails, gone_s, deadline_s)
+        hedge, after_s = None, 0.0
         # The most that a hedge could save: all that comes of failing and of being late.
         least = (1.0 - fails) * (each.cost - self._options.miss * each.miss)
-        if other is None or not self._options.hedge or plain.cost - least < HEDGE_GAIN:
-            return plain
-        hedged = self._hedged(each, other, fails, gone_s, deadline_s)
-        return plain if hedged is None or plain.cost - hedged.cost < HEDGE_GAIN else hedged
+        if other is not None and self._options.hedge and cost - least >= HEDGE_GAIN:
+            hedged = self._hedged(each, other, fails, gone_s, deadline_s)
+            if hedged is not None and cost - hedged[0] >= HEDGE_GAIN:
+                cost, miss, after_s = hedged
+                hedge = other.route.name
+        return each.with_costs(cost, miss, hedge, after_s)
 
     def _tried_again(
         self,
@@ -276,26 +334,34 @@ class Adaptive:
         fails: float,
         gone_s: float,
         deadline_s: float,
-    ) -> Expected:
-        """Give a route's cost where a failure shows after `gone_s`, and the other is tried then."""
-        if fails <= 0.0:
-            return each
+    ) -> tuple[float, float]:
+        """Give cost and misses where a failure shows after `gone_s`, then the other is tried."""
+        if other is None or gone_s >= deadline_s:
+            failed = self._options.latency + self._options.miss + each.fixed
+            return (1.0 - fails) * each.cost + fails * failed, (1.0 - fails) * each.miss + fails
+        used, late = used_and_late(other.mean_s, other.spread, deadline_s - gone_s)
+        return self._then_other(each, other, fails, used, late, gone_s, deadline_s)
+
+    def _then_other(
+        self,
+        each: Expected,
+        other: Expected,
+        fails: float,
+        used: float,
+        late: float,
+        gone_s: float,
+        deadline_s: float,
+    ) -> tuple[float, float]:
+        """As `_tried_again`, given what the other uses of the time that is left, and its misses."""
         options = self._options
-        used, late, then = 1.0, 1.0, 0.0
-        if other is not None and gone_s < deadline_s:
-            share, late = used_and_late(other.mean_s, other.spread, deadline_s - gone_s)
-            used = 1.0 - (1.0 - share) * (1.0 - gone_s / deadline_s)
-            then = other.energy + other.money
-        failed = options.latency * used + options.miss * late + each.energy + each.money + then
-        return each._replace(
-            cost=(1.0 - fails) * each.cost + fails * failed,
-            miss=(1.0 - fails) * each.miss + fails * late,
-        )
+        used = 1.0 - (1.0 - used) * (1.0 - gone_s / deadline_s)
+        failed = options.latency * used + options.miss * late + each.fixed + other.fixed
+        return (1.0 - fails) * each.cost + fails * failed, (1.0 - fails) * each.miss + fails * late
 
     def _hedged(
         self, each: Expected, other: Expected, fails: float, gone_s: float, deadline_s: float
-    ) -> Expected | None:
-        """Give a route's cost where the other one is started while there is no answer.
+    ) -> tuple[float, float, float] | None:
+        """Give cost and misses where the other one is started while there is no answer, and when.
 
         As late as possible: at the first one's p95, or earlier if the second could not be in time
         then.
@@ -311,23 +377,20 @@ class Adaptive:
         after_s = min(p95_s, deadline_s - HEDGE_ROOM * needs_s)
         if not each.mean_s <= after_s < deadline_s:
             return None
-        options = self._options
-        _, late = used_and_late(other.mean_s, other.spread, deadline_s - after_s)
-        saved = options.miss * each.miss * (1.0 - late)
+        used, late = used_and_late(other.mean_s, other.spread, deadline_s - after_s)
+        cost, miss = each.cost, each.miss * late
+        if fails > 0.0 and gone_s < after_s:
+            cost, miss = self._tried_again(each, other, fails, gone_s, deadline_s)
+        elif fails > 0.0:
+            cost, miss = self._then_other(each, other, fails, used, late, after_s, deadline_s)
+        saved = self._options.miss * each.miss * (1.0 - late)
         begun = (1.0 - fails) * above(math.log(after_s / each.mean_s) / each.spread)
-        again = self._tried_again(each, other, fails, min(after_s, gone_s), deadline_s)
-        extra = begun * (other.energy + other.money)
-        return again._replace(
-            cost=again.cost - (1.0 - fails) * saved + extra,
-            miss=again.miss * late if fails <= 0.0 else again.miss,
-            hedge=other.route.name,
-            after_s=after_s,
-        )
+        return cost - (1.0 - fails) * saved + begun * other.fixed, miss, after_s
 
     def _is_hopeless(self, best: Expected) -> bool:
         """Tell whether a miss at once is cheaper than one that others have to wait for."""
         known = self._ignorance(best) < HOPELESS_IGNORANCE
-        return known and best.cost > self._options.miss + HOPELESS
+        return known and best.cost > self._options.miss
 
     def _curiosity(
         self, plain: list[Expected], best: Expected, now_s: float, deadline_s: float
@@ -346,21 +409,24 @@ class Adaptive:
         after_s = deadline_s if is_lost else deadline_s - HEDGE_ROOM * needs_s
         found: _Curious | None = None
         least = best.cost
+        per_s = self._options.latency / deadline_s
         for each in plain:
-            name = each.route.name
-            known = self._known.get(name)
-            if each.route is best.route or (known and now_s < known.next_at_s):
+            if each.route is best.route or each.fixed >= least:
                 continue
             ignorance = self._ignorance(each)
             if ignorance < IGNORANCE_LEAST:
                 continue
+            known = self._known.get(each.route.name)
+            if known is not None and now_s < known.next_at_s:
+                continue
             # The good end of what is not known, with the noise that there is in any case.
             hoped_s = each.mean_s * math.exp(-OPTIMISM * ignorance)
+            if hoped_s > after_s or hoped_s * per_s + each.fixed >= least:
+                continue
             noise = math.sqrt(max(each.spread * each.spread - ignorance * ignorance, NOISE * NOISE))
             used, late = used_and_late(hoped_s, noise, deadline_s)
-            cost = self._options.latency * used + self._options.miss * late
-            cost += each.energy + each.money
-            if hoped_s > after_s or cost >= least:
+            cost = self._options.latency * used + self._options.miss * late + each.fixed
+            if cost >= least:
                 continue
             least = cost
             found = _Curious(
@@ -373,11 +439,12 @@ class Adaptive:
 
     def _ignorance(self, each: Expected) -> float:
         """Give the standard deviation of the latency's logarithm that is not its usual noise."""
-        spread = min(each.spread, SPREAD_MOST)
+        spread = each.spread if each.spread < SPREAD_MOST else SPREAD_MOST
         known = self._known.get(each.route.name)
-        is_sure = known is not None and each.route.estimate.samples >= SURE_SAMPLES
-        usual = known.spread if known is not None and is_sure else 0.0
-        return math.sqrt(max(spread * spread - usual * usual, 0.0))
+        if known is None or each.route.estimate.samples < SURE_SAMPLES:
+            return spread
+        usual = known.spread
+        return math.sqrt(spread * spread - usual * usual) if spread > usual else 0.0
 
     def _reasons(self, chosen: Expected, plain: list[Expected]) -> tuple[Term, ...]:
         options = self._options
@@ -386,7 +453,8 @@ class Adaptive:
             Term("miss_probability", chosen.miss, options.miss),
             Term("energy_cost", chosen.energy, 1.0),
             Term("money_cost", chosen.money, 1.0),
-            *(Term(f"cost {each.route.name}", each.cost) for each in plain),
+            *((Term("toll_of_others", chosen.toll, 1.0),) if chosen.toll else ()),
+            *[Term("cost " + each.route.name, each.cost) for each in plain],
         )
 
 
@@ -399,8 +467,7 @@ class _Curious(NamedTuple):
     share: float  # with this probability
 
 
-def _by_cost(each: Expected) -> float:
-    return each.cost
+_by_cost = attrgetter("cost")
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 LOCAL = "local"
 CLOUD = "cloud"
@@ -93,6 +93,8 @@ class Estimate:
     confidence: float | None = None  # mean confidence of this route's answers
     carried_bytes: float | None = None  # over the network, both ways together
     samples: int = 0  # outcomes the estimate rests on
+    wait_s: float | None = None  # of the latency, what other jobs are waited for
+    holds_s: float | None = None  # how much longer those that come after would wait for this job
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,7 @@ class Situation:
         return next((route for route in self.routes if route.name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """One part of an explanation: a quantity, its value, and its weight or limit in the choice."""
 
     name: str

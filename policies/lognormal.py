@@ -15,6 +15,7 @@ SPREAD_LEAST, SPREAD_MOST = 0.02, 3.0
 AMOUNT_MOST = 1e9
 # So many standard deviations from the deadline a job is in time.
 Z_SURE = 5.0
+ROOT_HALF = math.sqrt(0.5)
 
 
 def spread_of(estimate: Estimate) -> float:
@@ -25,7 +26,10 @@ def spread_of(estimate: Estimate) -> float:
     mean_s, p95_s = estimate.latency_mean_s, estimate.latency_p95_s
     if mean_s is None or p95_s is None or not 0 < mean_s <= p95_s < AMOUNT_MOST:
         return math.inf
-    return min(max(math.log(p95_s / mean_s) / Z95, SPREAD_LEAST), SPREAD_MOST)
+    spread = math.log(p95_s / mean_s) / Z95
+    if spread < SPREAD_LEAST:
+        return SPREAD_LEAST
+    return spread if spread < SPREAD_MOST else SPREAD_MOST
 
 
 def used_and_late(mean_s: float, spread: float, deadline_s: float) -> tuple[float, float]:
@@ -42,15 +46,18 @@ def used_and_late(mean_s: float, spread: float, deadline_s: float) -> tuple[floa
     """
     if spread > SPREAD_MOST:
         return 1.0, 1.0
-    median = max(mean_s / deadline_s, LEAST)
+    median = mean_s / deadline_s
+    if median < LEAST:
+        median = LEAST
     z = -math.log(median) / spread
     mean = median * math.exp(spread * spread / 2)
     if z - spread > Z_SURE:
         return mean, 0.0
-    late = above(z)
-    return min(mean * (1.0 - above(z - spread)) + late, 1.0), late
+    late = 0.5 * math.erfc(z * ROOT_HALF)
+    used = mean * (1.0 - 0.5 * math.erfc((z - spread) * ROOT_HALF)) + late
+    return (used if used < 1.0 else 1.0), late
 
 
 def above(z: float) -> float:
     """Give the probability that a standard normal variable exceeds z."""
-    return 0.5 * math.erfc(z / math.sqrt(2))
+    return 0.5 * math.erfc(z * ROOT_HALF)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 
-from policies.api import Estimate
-from policies.features import amount
 from policies.lognormal import AMOUNT_MOST
 
 # Each gap's weight in the mean.
@@ -41,12 +39,19 @@ class TailShare:
         self._gap_s = known_s + GAP_WEIGHT * (gap_s - known_s)
         self._last_s = time_s
 
-    def shared_j(self, estimate: Estimate) -> float:
-        """Give what of a request's tail those that follow will pay for, in joules."""
-        tail_j, tail_s = amount(estimate.tail_j, AMOUNT_MOST), amount(estimate.tail_s, AMOUNT_MOST)
-        if not tail_j or tail_s < TAIL_LEAST_S:
+    def shared_j(self, tail_j: float, tail_s: float | None) -> float:
+        """Give what of a request's tail those that follow will pay for, in joules.
+
+        Args:
+            tail_j: What the tail takes, 0 or more.
+            tail_s: How long it lasts at most.
+        """
+        if not tail_j or tail_s is None or not TAIL_LEAST_S <= tail_s < AMOUNT_MOST:
             return 0.0
         self._tail_s = tail_s
         # Of a radio that is awake already, a request adds less than a whole tail.
-        self._watts = max(self._watts, tail_j / tail_s)
-        return max(tail_j - self._watts * min(self._gap_s, tail_s), 0.0)
+        watts = tail_j / tail_s
+        if watts > self._watts:
+            self._watts = watts
+        shared_j = tail_j - self._watts * (tail_s if tail_s < self._gap_s else self._gap_s)
+        return shared_j if shared_j > 0.0 else 0.0

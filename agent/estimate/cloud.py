@@ -184,12 +184,18 @@ class CloudModel(Outcomes):
         kept = FADES * self.longest_p95_s
         self.longest_p95_s = max(p95_s, kept) if kept < math.inf else p95_s
 
-    def learn_late(self, input_bytes: int, at_least_s: float, now_s: float) -> None:
-        """Take in a request that was given up after so many seconds: it would have taken longer."""
+    def learn_longer(self, input_bytes: int, ahead: int, at_least_s: float, now_s: float) -> None:
+        """Take in a request that was slow, as the network is: it would have taken longer.
+
+        Args:
+            input_bytes: Size of the job's inputs.
+            ahead: As for `learn`.
+            at_least_s: How long it was waited for.
+            now_s: Monotonic seconds.
+        """
         up, down = self.sizes(input_bytes)
-        median_s, _ = self.predict(up, down, now_s)
-        if at_least_s > median_s:
-            self._network.line.learn((1.0, up, down), self._server, at_least_s, now_s)
+        features: Features = (1.0, up + ahead, down)
+        self._network.line.learn_longer(features, self._server, at_least_s, now_s)
 
     def dump(self) -> dict[str, Any]:
         """Give what was learned, as plain JSON types."""

@@ -15,21 +15,20 @@ from agent.config import Endpoint
 from agent.estimate.calibration import Calibration
 from agent.estimate.cloud import CloudModel, EndpointNetwork, Network
 from agent.estimate.energy import EnergyAccount, Spent
+from agent.estimate.failures import AFTER_SUCCESS
 from agent.estimate.local import LocalModel
 from agent.events import Attempted, Probed
 from agent.job import ErrorCode, Load, Outcome, split_route
 from policies import api
+from policies.lognormal import above, spread_of
 
 log = structlog.get_logger(__name__)
 
-# Errors that tell of the job rather than of the route.
-JOBS_OWN_ERRORS = (ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE, ErrorCode.CANCELLED)
+# Errors that tell of the job, or of a budget, rather than of the route.
+JOBS_OWN_ERRORS = (ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE, ErrorCode.NO_ROUTE)
 VERSION = 1
 # An estimate stands for so long, as long as nothing that it was made of has changed.
 STANDS_S = 0.2
-# Of a model with fewer outcomes even that a request took longer than it was given is worth knowing.
-# Later on a stall would be taken for the network's speed.
-FEW_SAMPLES = 5
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -91,7 +90,7 @@ class Estimates:
         """Take in how one attempt ended."""
         outcome, expected = attempt.outcome, attempt.expected
         code = None if outcome.error is None else outcome.error.code
-        if code in JOBS_OWN_ERRORS and code is not ErrorCode.CANCELLED:
+        if code in JOBS_OWN_ERRORS:
             return
         assert attempt.plan.route is not None
         self._made.pop(attempt.plan.route, None)
@@ -102,14 +101,11 @@ class Estimates:
             known = self._cloud_model(attempt.job.model, endpoint, now)
         else:
             known = self._local_model(attempt.job.model)
+        if outcome.timed_out or code is ErrorCode.CANCELLED:
+            self._learn_unanswered(known, endpoint, attempt, now)
+            return
         mean_s, p95_s = expected.latency_mean_s, expected.latency_p95_s
-        if code is ErrorCode.CANCELLED:
-            self._learn_called_off(known, attempt, now)
-            return
-        if outcome.timed_out and (p95_s is None or attempt.latency_s <= p95_s):
-            # The job was in a greater hurry than the route ever claimed to be.
-            return
-        if mean_s is not None and p95_s is not None and _tells_latency(outcome):
+        if mean_s is not None and p95_s is not None and outcome.error is None:
             known.calibration.learn(mean_s, p95_s, attempt.latency_s)
         if isinstance(known, LocalModel):
             self._learn_local(known, attempt, now)
@@ -265,9 +261,6 @@ class Estimates:
     @staticmethod
     def _learn_local(known: LocalModel, attempt: Attempted, now: float) -> None:
         outcome = attempt.outcome
-        if outcome.timed_out:
-            # It waited too long in the queue, which is no failure of the model's.
-            return
         known.failures.learn(now, failed=outcome.error is not None)
         if outcome.error is None:
             occupied_s = max(attempt.latency_s - outcome.queue_s, 1e-6)
@@ -280,16 +273,35 @@ class Estimates:
                 now,
             )
 
-    @staticmethod
-    def _learn_called_off(known: LocalModel | CloudModel, attempt: Attempted, now: float) -> None:
-        """Another route was quicker: this one would have taken longer than it had so far."""
-        mean_s, p95_s = attempt.expected.latency_mean_s, attempt.expected.latency_p95_s
-        if mean_s is None or p95_s is None or attempt.latency_s <= mean_s:
+    def _learn_unanswered(
+        self, known: LocalModel | CloudModel, endpoint: str, attempt: Attempted, now: float
+    ) -> None:
+        """Take in that nobody waited for an attempt's end, be it for its deadline or another route.
+
+        By then it was just slow, or nothing gets through: what is more probable is learned.
+        """
+        expected, latency_s = attempt.expected, attempt.latency_s
+        mean_s, p95_s, spread = expected.latency_mean_s, expected.latency_p95_s, spread_of(expected)
+        if mean_s is None or p95_s is None or spread == math.inf or latency_s <= 0.0:
             return
-        if attempt.latency_s > p95_s:
-            known.calibration.learn(mean_s, p95_s, attempt.latency_s)
-        if isinstance(known, CloudModel) and known.samples < FEW_SAMPLES:
-            known.learn_late(attempt.job.input_bytes, attempt.latency_s, now)
+        if latency_s > p95_s:
+            known.calibration.learn(mean_s, p95_s, latency_s)
+        if isinstance(known, LocalModel) or not attempt.outcome.bytes_up:
+            return
+        known.expected(p95_s)
+        network = self._networks[endpoint]
+        fails = network.failures.probability(now)
+        if now - latency_s < network.answered_at:
+            # Something got through since.
+            fails = 0.0
+        elif fails is None:
+            fails = AFTER_SUCCESS
+        slow = (1.0 - fails) * above(math.log(latency_s / mean_s) / spread)
+        if slow >= fails:
+            ahead = attempt.outcome.bytes_ahead
+            known.learn_longer(attempt.job.input_bytes, ahead, latency_s, now)
+        else:
+            network.failures.learn(now, failed=True)
 
     @staticmethod
     def _learn_cloud(
@@ -354,6 +366,9 @@ class Estimates:
             known.confidence.value,
             0.0,
             known.samples,
+            ahead_s,
+            # Beside a worker that stays free nobody waits.
+            median_s / load.parallel if load.running_count + 1 >= load.parallel else 0.0,
         )
 
     def _estimate_cloud(
@@ -447,10 +462,6 @@ def _latency(
     # The waiting is a sum of many runs, or none: its spread is taken to be half as wide.
     p95_s = median_s * math.exp(min(wait, 10.0)) + ahead_s * (1.0 + 0.5 * wait)
     return median_s + ahead_s, p95_s, spread * (median_s + 0.5 * ahead_s)
-
-
-def _tells_latency(outcome: Outcome) -> bool:
-    return outcome.error is None or outcome.timed_out
 
 
 def _load(what: str, take: Callable[[], None]) -> bool:

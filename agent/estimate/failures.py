@@ -3,7 +3,9 @@
 A network that failed a moment ago will probably fail again, and one that has just recovered will
 not: so the probability is learned apart for attempts after a success and after a failure. That is
 the two-state Markov chain of Gilbert (1960), "Capacity of a burst-noise channel". What the last
-outcome says fades with its age, towards the chain's long-run share of failures.
+outcome says fades with its age, towards the chain's long-run share of failures. Outages have a
+heavy tail: one that has lasted so long will probably last about as long again (Lindy's law), so
+what a failure says fades the slower, the longer nothing but failures has been seen.
 """
 
 from __future__ import annotations
@@ -16,21 +18,22 @@ FORGET = 0.97
 PRIOR_WEIGHT = 2.0
 AFTER_SUCCESS = 0.02
 AFTER_FAILURE = 0.5
-# Half of what the last outcome says is gone after this time.
-FADES_S = 60.0
+# Half of what a success says is gone after this time, and of what a first failure says.
+SUCCESS_FADES_S = 60.0
+FAILURE_FADES_S = 3.0
 
 
 class Failures:
     """Counts outcomes by the outcome before them."""
 
-    __slots__ = ("_after", "_failed", "_last", "_seen_at", "_usual")
+    __slots__ = ("_after", "_failed", "_failing_since", "_last", "_seen_at", "_usual")
 
     def __init__(self) -> None:
         """Begin with what is assumed; nothing has been seen."""
         # After a success, after a failure: failures and outcomes, faded.
         self._after = [[0.0, 0.0], [0.0, 0.0]]
         self._failed: bool | None = None
-        self._seen_at = 0.0
+        self._seen_at = self._failing_since = 0.0
         self._last = self._usual = 0.0
 
     def learn(self, now_s: float, *, failed: bool) -> None:
@@ -38,6 +41,8 @@ class Failures:
         counts = self._after[bool(self._failed)]
         counts[0] = counts[0] * FORGET + failed
         counts[1] = counts[1] * FORGET + 1.0
+        if failed and not self._failed:
+            self._failing_since = now_s
         self._failed = failed
         self._seen_at = now_s
         self._sum_up()
@@ -47,7 +52,10 @@ class Failures:
         if self._failed is None:
             return None
         age_s = now_s - self._seen_at
-        fresh = FADES_S / (FADES_S + age_s) if age_s > 0.0 else 1.0
+        fades_s = SUCCESS_FADES_S
+        if self._failed:
+            fades_s = max(FAILURE_FADES_S, self._seen_at - self._failing_since)
+        fresh = fades_s / (fades_s + age_s) if age_s > 0.0 else 1.0
         return self._usual + fresh * (self._last - self._usual)
 
     def dump(self) -> dict[str, Any]:
@@ -69,7 +77,7 @@ class Failures:
             raise TypeError("no last outcome")
         self._after = after
         self._failed = state["failed"]
-        self._seen_at = now_s - age_s
+        self._seen_at = self._failing_since = now_s - age_s
         self._sum_up()
 
     def _sum_up(self) -> None:

@@ -11,6 +11,9 @@ filter). A single outlier's weight falls with the square of its distance (a rede
 Huber and Ronchetti 2009, "Robust statistics"). A coefficient of one model alone (`Own`) is kept
 apart from the shared ones, without covariance between them (the decoupled extended Kalman filter,
 Puskorius and Feldkamp 1991).
+
+What is not measured for a while returns to where it usually is (an Ornstein-Uhlenbeck process,
+sampled at each look), and is as uncertain as it usually varies. So one bad minute is no prejudice.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Any
+
+from policies.lognormal import above
 
 Features = tuple[float, float, float]
 
@@ -37,6 +42,18 @@ CHANGE_SHARE = 1.0
 CHANGE_MOST = 2.0
 # Nothing takes less: keeps logarithms finite.
 LEAST_S = 1e-7
+# A coefficient that is not measured is halfway to its usual value after 0.7 of this time; the usual
+# is the mean of about the latest so many outcomes.
+RETURNS_S = 60.0
+USUAL_OF = 30
+# After a change no more than so many outcomes' worth of it counts.
+AFTER_CHANGE = 2
+# Reckoned anew after so long at the earliest.
+LOOK_S = 0.25
+# A latency of which only a lower bound is known is taken for at most so many times that.
+LONGER_MOST = 1.3
+# Beyond so many standard deviations the inverse Mills ratio is about its argument.
+MILLS_FROM = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +114,8 @@ class Regression:
         "_priors",
         "_run",
         "_seen_at",
+        "_usual",
+        "_usual_of",
         "values",
     )
 
@@ -113,6 +132,8 @@ class Regression:
         self._run = 0  # outliers in a row, signed
         self._calm = 0  # outcomes since the last outlier
         self._seen_at = now_s
+        self._usual = list(self._logs)
+        self._usual_of = 0  # outcomes
 
     def predict(
         self, x: Features, own: Own | None, now_s: float, *, disturbed: bool = False
@@ -129,6 +150,7 @@ class Regression:
             Its median, in seconds, and the standard deviation of its logarithm: noise, and what is
             not known of the coefficients.
         """
+        self._return(now_s)
         x0, x1, x2 = x
         v0, v1, v2 = self.values
         s0, s1, s2 = v0 * x0, v1 * x1, v2 * x2
@@ -166,18 +188,7 @@ class Regression:
             disturbed: As for `predict`.
         """
         noise = self._noise[disturbed]
-        self._p = self._grown(now_s)
-        self._seen_at = max(now_s, self._seen_at)
-        v0, v1, v2 = self.values
-        s0, s1, s2 = v0 * x[0], v1 * x[1], v2 * x[2]
-        own_s = 0.0
-        if own is not None:
-            own_s = own.value
-            own.variance = own.variance_at(now_s)
-            own.seen_at = max(now_s, own.seen_at)
-        median = max(s0 + s1 + s2 + own_s, LEAST_S)
-        share = (s0 / median, s1 / median, s2 / median)
-        own_share = own_s / median
+        median, share, own_share = self._expect(x, own, now_s)
         off = math.log(max(latency_s, LEAST_S) / median)
         gains, own_gain, explained = self._gains(share, own, own_share)
         usual = total = explained + noise
@@ -192,6 +203,7 @@ class Regression:
             self._run += 1 if off > 0 else -1
             self._calm = 0
             self._loosen(share, own, own_share, min(abs(off), CHANGE_MOST) * CHANGE_SHARE)
+            self._usual_of = min(self._usual_of, AFTER_CHANGE)
             gains, own_gain, explained = self._gains(share, own, own_share)
             total = explained + noise
         else:
@@ -202,10 +214,39 @@ class Regression:
         if own is not None:
             own.move(own_gain / total * off)
             own.variance -= own_gain * own_gain / total
+        self._note_usual()
         # Where the coefficients are unsure, an outcome tells little of the noise.
         weight = NOISE_WEIGHT * noise / usual
         seen = min(off * off, OUTLIER * OUTLIER * usual) - explained
         self._noise[disturbed] = max(noise + weight * (seen - noise), NOISE_LEAST * NOISE_LEAST)
+
+    def learn_longer(self, x: Features, own: Own | None, at_least_s: float, now_s: float) -> None:
+        """Take in a latency of which a lower bound is known: nobody waited for its end.
+
+        Its logarithm is a normal variable cut off below, whose mean and variance are matched (the
+        Tobit Kalman filter, Allik, Miller, Piovoso and Zurakowski 2016).
+
+        Args:
+            x: The features it was predicted from.
+            own: The model's own coefficient, if it has one.
+            at_least_s: How long it was waited for.
+            now_s: Monotonic seconds.
+        """
+        median, share, own_share = self._expect(x, own, now_s)
+        gains, own_gain, explained = self._gains(share, own, own_share)
+        total = explained + self._noise[0]
+        spread = math.sqrt(total)
+        beyond = math.log(max(at_least_s, LEAST_S) / median)
+        z = beyond / spread
+        mills = _mills(z)
+        off = min(spread * mills, beyond + math.log(LONGER_MOST))
+        if off <= 0.0:
+            return
+        told = mills * (mills - z)  # the share of the variance that is gone
+        self._move(gains, off, total, told)
+        if own is not None:
+            own.move(own_gain / total * off)
+            own.variance -= own_gain * own_gain / total * told
 
     def spreads(self, now_s: float) -> tuple[float, float, float]:
         """Give the standard deviations of the coefficients' logarithms."""
@@ -218,7 +259,14 @@ class Regression:
 
     def dump(self, now_s: float) -> dict[str, Any]:
         """Give what was learned, as plain JSON types."""
-        return {"logs": list(self._logs), "p": self._grown(now_s), "noise": list(self._noise)}
+        self._return(now_s)
+        return {
+            "logs": list(self._logs),
+            "p": list(self._grown(now_s)),
+            "noise": list(self._noise),
+            "usual": list(self._usual),
+            "usual_of": self._usual_of,
+        }
 
     def load(self, state: dict[str, Any], age_s: float) -> None:
         """Take up what `dump` gave, `age_s` seconds ago.
@@ -229,13 +277,61 @@ class Regression:
         logs = [_finite(value) for value in state["logs"]]
         p = [_finite(value) for value in state["p"]]
         noise = [_finite(value) for value in state["noise"]]
-        if (len(logs), len(p), len(noise)) != (3, 6, 2) or min(*p[:3], *noise) < 0:
+        usual = [_finite(value) for value in state.get("usual", logs)]
+        usual_of = min(int(state.get("usual_of", 0)), USUAL_OF)
+        sizes = len(logs), len(p), len(noise), len(usual)
+        if sizes != (3, 6, 2, 3) or min(*p[:3], *noise, usual_of) < 0:
             raise ValueError("no coefficients of a regression")
         self._logs = logs
         self.values = [math.exp(log) for log in logs]
         self._p = p
         self._noise = noise
+        self._usual = usual
+        self._usual_of = usual_of
+        # The device may be elsewhere by now, so nothing is usual any more: it has just aged.
+        now_s = self._seen_at
         self._seen_at -= age_s
+        self._p = list(self._grown(now_s))
+        self._seen_at = now_s
+
+    def _return(self, now_s: float) -> None:
+        """Have the coefficients return to where they usually are, by the time since the last."""
+        age_s = now_s - self._seen_at
+        if age_s < LOOK_S or not self._usual_of:
+            return
+        kept = math.exp(-age_s / RETURNS_S)
+        squared = kept * kept
+        p = self._p
+        for place in (0, 1, 2):
+            usual = self._usual[place]
+            log = self._logs[place] = usual + (self._logs[place] - usual) * kept
+            self.values[place] = math.exp(log)
+            varies = min(self._growth[place] * RETURNS_S / 2, self._bounds[place])
+            # What was never measured stays as unsure as it was.
+            p[place] = max(p[place], varies - (varies - p[place]) * squared)
+            p[place + 3] *= squared
+        self._seen_at = now_s
+
+    def _note_usual(self) -> None:
+        self._usual_of = min(self._usual_of + 1, USUAL_OF)
+        usual, logs = self._usual, self._logs
+        for place in (0, 1, 2):
+            usual[place] += (logs[place] - usual[place]) / self._usual_of
+
+    def _expect(self, x: Features, own: Own | None, now_s: float) -> tuple[float, Features, float]:
+        """Go on to this second; give the median, and each part's share of it, `own`'s last."""
+        self._return(now_s)
+        self._p = self._grown(now_s)
+        self._seen_at = max(now_s, self._seen_at)
+        v0, v1, v2 = self.values
+        s0, s1, s2 = v0 * x[0], v1 * x[1], v2 * x[2]
+        own_s = 0.0
+        if own is not None:
+            own_s = own.value
+            own.variance = own.variance_at(now_s)
+            own.seen_at = max(now_s, own.seen_at)
+        median = max(s0 + s1 + s2 + own_s, LEAST_S)
+        return median, (s0 / median, s1 / median, s2 / median), own_s / median
 
     def _grown(self, now_s: float) -> list[float]:
         """Give the covariance as it is now: what was learned loses its certainty with age."""
@@ -270,7 +366,8 @@ class Regression:
         explained = g0 * s0 + g1 * s1 + g2 * s2 + own_gain * own_share
         return (g0, g1, g2), own_gain, max(explained, 0.0)
 
-    def _move(self, gains: Features, off: float, total: float) -> None:
+    def _move(self, gains: Features, off: float, total: float, told: float = 1.0) -> None:
+        """Move the coefficients by an innovation `off`, which tells that share of the variance."""
         by = off / total
         logs, values = self._logs, self.values
         bounded = False
@@ -286,14 +383,15 @@ class Regression:
             # There is farther to go, so nothing has become more certain.
             return
         g0, g1, g2 = gains
+        less = told / total
         p00, p11, p22, p01, p02, p12 = self._p
         self._p = [
-            max(p00 - g0 * g0 / total, 0.0),
-            max(p11 - g1 * g1 / total, 0.0),
-            max(p22 - g2 * g2 / total, 0.0),
-            p01 - g0 * g1 / total,
-            p02 - g0 * g2 / total,
-            p12 - g1 * g2 / total,
+            max(p00 - g0 * g0 * less, 0.0),
+            max(p11 - g1 * g1 * less, 0.0),
+            max(p22 - g2 * g2 * less, 0.0),
+            p01 - g0 * g1 * less,
+            p02 - g0 * g2 * less,
+            p12 - g1 * g2 * less,
         ]
 
     def _loosen(self, share: Features, own: Own | None, own_share: float, by: float) -> None:
@@ -307,6 +405,13 @@ class Regression:
             own.variance = min(
                 own.variance + (by * own.prior.jump) ** 2, max(own.prior.spread, 1.0) ** 2
             )
+
+
+def _mills(z: float) -> float:
+    """Give the mean of a standard normal variable above z."""
+    if z > MILLS_FROM:
+        return z + 1.0 / z
+    return math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) / above(z)
 
 
 def _finite(value: Any) -> float:

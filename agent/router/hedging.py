@@ -13,8 +13,8 @@ from agent.routes.allowance import Allowance
 # more than this share of jobs is hedged in the long run.
 SHARE = 0.05
 MOST = 10.0
-# While this share of the latest attempts is late, it is not one route's bad luck: more work would
-# only make it worse.
+# While this share of the latest attempts on the second route is late, more work would only make it
+# worse: where everything is slow, nothing is hedged.
 SLOW_SHARE = 0.3
 LATEST = 0.1  # the weight of the latest attempt
 
@@ -25,15 +25,15 @@ class Hedging:
     def __init__(self) -> None:
         """Begin with a few hedges in hand."""
         self._allowance = Allowance(SHARE, MOST)
-        self._late = 0.0
+        self._late: dict[str, float] = {}  # by route
 
     def earn(self) -> None:
         """A job came in."""
         self._allowance.earn()
 
-    def spend(self) -> bool:
-        """Tell whether a job may be hedged now, and take it into account."""
-        if self._late > SLOW_SHARE or not self._allowance.has_one:
+    def spend(self, route: str) -> bool:
+        """Tell whether a job may be hedged by this route now, and take it into account."""
+        if self._late.get(route, 0.0) > SLOW_SHARE or not self._allowance.has_one:
             return False
         self._allowance.spend()
         return True
@@ -41,8 +41,10 @@ class Hedging:
     def observe(self, attempt: Attempted) -> None:
         """See whether an attempt took longer than it should have."""
         p95_s = attempt.expected.latency_p95_s
-        if p95_s is not None:
-            self._late += LATEST * ((attempt.latency_s > p95_s) - self._late)
+        route = attempt.plan.route
+        if p95_s is not None and route is not None:
+            late = self._late.get(route, 0.0)
+            self._late[route] = late + LATEST * ((attempt.latency_s > p95_s) - late)
 
 
 Begin = Callable[[], Coroutine[Any, Any, Attempted]]

@@ -350,7 +350,7 @@ class Router:
         return (
             constraints.forbidden(job, route, price) is None
             and route.closed_for(job) is None
-            and self._hedging.spend()
+            and self._hedging.spend(route.name)
         )
 
     def _take(self, attempt: Attempted, progress: _Progress) -> Answer | Deferral | None:

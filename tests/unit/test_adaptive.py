@@ -264,13 +264,13 @@ def test_a_burst_of_requests_shares_it():
 
 def test_a_tail_is_shared_as_far_as_the_gap_is_short():
     tail = TailShare()
-    request = cloud(**RADIO).estimate
-    assert tail.shared_j(request) == 0.0
+    request = RADIO["tail_j"], RADIO["tail_s"]
+    assert tail.shared_j(*request) == 0.0
     for turn in range(60):
         tail.note(2.0 * turn)
-    assert tail.shared_j(request) == pytest.approx(12.3 * (1 - 2.0 / 11.6), rel=0.05)
-    assert tail.shared_j(cloud(**AWAKE).estimate) == 0.0
-    assert tail.shared_j(local(energy_j=1.0).estimate) == 0.0
+    assert tail.shared_j(*request) == pytest.approx(12.3 * (1 - 2.0 / 11.6), rel=0.05)
+    assert tail.shared_j(AWAKE["tail_j"], AWAKE["tail_s"]) == 0.0
+    assert tail.shared_j(0.0, None) == 0.0
 
 
 # Log-normal latencies

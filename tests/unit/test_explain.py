@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from agent import explain
-from agent.history import EntryError, decode
-from policies.api import Device, JobTraits, Term, Why
+from agent.history import EntryError, Reason, decode
+from policies.api import Device, JobTraits, Why
 from policies.testing import cloud, local
 
 ROUTES = (
@@ -76,7 +76,7 @@ def test_a_reason_of_a_later_version_is_told_as_it_is():
 
 
 def test_expected_costs_are_compared():
-    terms = [Term("cost local", 0.25), Term("cost cloud:lab", 0.5)]
+    terms = [Reason("cost local", 0.25), Reason("cost cloud:lab", 0.5)]
     said = told(reason="expected_cost", reasons=terms)
     assert "the least of the open routes, 0.25 deadlines against 0.5 for endpoint 'lab'" in said
 
@@ -168,7 +168,7 @@ def test_an_entry_that_makes_no_sense_is_refused():
 
 
 def test_the_tables_show_each_candidate_and_each_term():
-    seen = entry(reasons=[Term("battery", 0.2, 0.3), Term("rtt", None)]).decision
+    seen = entry(reasons=[Reason("battery", 0.2, 0.3), Reason("rtt", None)]).decision
     rows = explain.candidates(seen)
     assert rows[0] == ("* local", "10 ms", "20 ms", "0.5", "-", "-", "")
     assert rows[1] == ("  cloud:lab", "100 ms", "200 ms", "-", "0.002", "5.0%", "")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.estimate.failures import FADES_S, Failures
+from agent.estimate.failures import SUCCESS_FADES_S, Failures
 
 
 @pytest.fixture
@@ -52,9 +52,17 @@ def test_failures_that_come_singly_are_no_burst(failures, rate):
 
 def test_the_last_word_fades(failures):
     fresh = teach(failures, [False] * 50 + [True] * 5)
-    later = failures.probability(FADES_S)
+    later = failures.probability(SUCCESS_FADES_S)
     assert later < fresh
     assert failures.probability(1e6) < fresh / 3
+
+
+def test_the_longer_an_outage_has_lasted_the_longer_it_is_believed_to_last():
+    short, long = Failures(), Failures()
+    for known, seconds in ((short, 2), (long, 60)):
+        for second in range(-20, seconds + 1):
+            known.learn(float(second), failed=second >= 0)
+    assert short.probability(2.0 + 10.0) < long.probability(60.0 + 10.0) - 0.2
 
 
 def test_it_survives_being_kept(failures):

@@ -191,19 +191,30 @@ async def test_no_more_than_a_share_of_jobs_is_hedged(build_router, make_job, la
     assert 0 < len(built.cloud.seen) <= MOST / 2 + jobs * SHARE
 
 
-def attempt(latency_s, p95_s=0.1):
-    expected = Estimate(latency_mean_s=0.05, latency_p95_s=p95_s)
-    return Attempted(None, None, Plan("local"), Outcome(), latency_s, expected)
+def attempt(latency_s, route="local"):
+    expected = Estimate(latency_mean_s=0.05, latency_p95_s=0.1)
+    return Attempted(None, None, Plan(route), Outcome(), latency_s, expected)
 
 
 def test_while_everything_is_slow_nothing_is_hedged():
     hedging = Hedging()
     for _ in range(20):
         hedging.observe(attempt(0.5))
-    assert not hedging.spend()
+        hedging.observe(attempt(0.5, "cloud:lab"))
+    assert not hedging.spend("local")
+    assert not hedging.spend("cloud:lab")
     for _ in range(40):
         hedging.observe(attempt(0.05))
-    assert hedging.spend()
+    assert hedging.spend("local")
+
+
+def test_a_slow_first_route_does_not_stop_a_quick_second_one():
+    hedging = Hedging()
+    for _ in range(20):
+        hedging.observe(attempt(0.5, "cloud:lab"))
+        hedging.observe(attempt(0.05))
+    assert hedging.spend("local")
+    assert not hedging.spend("cloud:lab")
 
 
 @pytest.mark.parametrize(

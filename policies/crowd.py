@@ -1,0 +1,126 @@
+"""What a job costs those that come after it, where they have to wait for it.
+
+A route's workers are shared: a run of a second delays all that come within it. Charged to nobody,
+that makes long runs look cheap, and the many small jobs behind them pay. This is the congestion
+externality of queueing theory (Naor 1969, "The regulation of queue size by levying tolls"). If a
+job finds that it has to wait w seconds and then keeps the route for s, those that come within w + s
+wait s longer than they would. With F(t) jobs that follow within t, and a loss C(w) of a job that
+waits w,
+
+    F(w + s) * s / (w + s) * C(w + s / 2)
+
+is about what they lose. F and C are means over the latest jobs. A job can't lose more than going
+elsewhere would cost it, its own toll included.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+
+# The latest jobs that F and C are reckoned from, anew after so many.
+JOBS = 32
+ANEW = 16
+# The times that F and C are reckoned for: from 10 ms to a minute; between them it is linear.
+FIRST_S = 0.01
+TIMES_S = tuple(FIRST_S * 3.0**step for step in range(9))
+# Those that wait make others wait in turn; the factor is that of a route that is half busy.
+KNOCK_ON = 2.0
+# Below the first share of its deadline a job is surely in time, above the second surely late.
+EARLY, LATE = 0.85, 1.15
+
+
+class Crowd:
+    """Learns how often jobs come, and what they lose by waiting."""
+
+    __slots__ = ("_count", "_follow", "_latency", "_loss", "_miss", "_seen")
+
+    def __init__(self, latency: float, miss: float) -> None:
+        """Begin with nobody to wait.
+
+        Args:
+            latency: What a whole deadline used up costs.
+            miss: What a miss costs besides.
+        """
+        self._latency = latency
+        self._miss = miss
+        # Second, best route, seconds there without waiting, deadline, and what another way costs.
+        self._seen: deque[tuple[float, str, float, float, float]] = deque(maxlen=JOBS)
+        self._count = 0
+        self._follow: list[float] = []  # jobs that followed one within each of `TIMES_S`
+        self._loss: dict[str, list[float]] = {}  # of a job that waits so long, by route
+
+    def toll(self, route: str, wait_s: float | None, holds_s: float | None) -> float:
+        """Give what those that come after a job would lose by it, in deadlines.
+
+        Args:
+            route: The job's route.
+            wait_s: What the job waits itself.
+            holds_s: How much longer others would wait for it.
+        """
+        losses = self._loss.get(route)
+        if losses is None or holds_s is None or not 0.0 < holds_s < math.inf:
+            return 0.0
+        if wait_s is None or not 0.0 <= wait_s < math.inf:
+            wait_s = 0.0
+        busy_s = wait_s + holds_s
+        lost = _at(losses, wait_s + holds_s / 2)
+        return KNOCK_ON * lost * _at(self._follow, busy_s) * holds_s / busy_s if lost else 0.0
+
+    def note(
+        self, time_s: float, route: str, service_s: float, deadline_s: float, elsewhere: float
+    ) -> None:
+        """Note a job.
+
+        Args:
+            time_s: When it came.
+            route: The best one for it.
+            service_s: What it takes there, without waiting.
+            deadline_s: The time it has.
+            elsewhere: What another way costs it, less what it pays here whether or not it waits.
+        """
+        self._seen.append((time_s, route, service_s, deadline_s, elsewhere))
+        self._count += 1
+        if self._count % ANEW == 0:
+            self._reckon()
+
+    def _reckon(self) -> None:
+        times = [time_s for time_s, *_ in self._seen]
+        # Who came last has had no time to be followed.
+        before = times[: -len(times) // 4] or times
+        self._follow = [
+            sum(bisect_left(times, time + within) - place - 1 for place, time in enumerate(before))
+            / len(before)
+            for within in TIMES_S
+        ]
+        self._loss = {}
+        share = 1.0 / len(self._seen)
+        for _, route, service_s, deadline_s, elsewhere in self._seen:
+            free = self._cost(service_s / deadline_s)
+            most = elsewhere - free
+            if not most > 0.0:
+                continue
+            losses = self._loss.setdefault(route, [0.0] * len(TIMES_S))
+            for place, wait_s in enumerate(TIMES_S):
+                lost = self._cost((service_s + wait_s) / deadline_s) - free
+                losses[place] += share * (min(most, lost))
+
+    def _cost(self, used: float) -> float:
+        """Give what a latency costs that uses up so much of the deadline."""
+        if used <= EARLY:
+            return self._latency * used
+        late = (used - EARLY) / (LATE - EARLY) if used < LATE else 1.0
+        return self._latency * min(used, 1.0) + self._miss * late
+
+
+def _at(values: list[float], time_s: float) -> float:
+    """Interpolate between `TIMES_S`; it falls to 0 at 0, and is constant above the last."""
+    if time_s <= FIRST_S:
+        return values[0] * time_s / FIRST_S
+    place = bisect_left(TIMES_S, time_s)
+    if place == len(TIMES_S):
+        return values[-1]
+    low_s, high_s = TIMES_S[place - 1], TIMES_S[place]
+    low, high = values[place - 1], values[place]
+    return low + (high - low) * (time_s - low_s) / (high_s - low_s)
