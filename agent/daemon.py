@@ -42,6 +42,7 @@ from agent.store import LockedError, Store
 from agent.web import Web
 from agent.web.cards import make_card
 from agent.web.health import Health
+from agent.web.live import Live
 from agent.web.v2 import Inference
 
 log = structlog.get_logger(__name__)
@@ -101,6 +102,7 @@ class Daemon:
         self.learned.keep(BUDGETS, self.budgets.dump)
         self.store = Store(folder, config.store, config.limits.result_ttl_s, events)
         self.lifecycle = Lifecycle(self.router, self.store, events, config.limits)
+        control = Control(self.lifecycle, reload=self.reload, switch=self._switch)
         self.gateway = Gateway(
             broker(config),
             config.device.id,
@@ -110,7 +112,7 @@ class Daemon:
             reply_topics=config.mqtt.reply_topics,
             state=self.state,
             state_interval_s=config.device.state_interval_s,
-            control=Control(self.lifecycle, reload=self.reload, switch=self._switch).carry_out,
+            control=control.carry_out,
         )
         self.pool = self._make_pool(config, events)
         self.inference = Inference(
@@ -123,12 +125,20 @@ class Daemon:
         )
         host, port = split_listen(config.http.listen)
         token_file = config.http.token_file
+        self.live = Live(
+            self.state,
+            folder,
+            device=config.device.id,
+            trouble=self.not_ready,
+            carry_out=None if token_file is None else control.carry_out,
+        )
         self.web = Web(
             host,
             port,
             (
                 *Health(self.metrics.registry, self.not_ready).routes(),
                 *self.inference.routes(),
+                *self.live.routes(),
             ),
             token=None if token_file is None else read_secret(token_file, "http.token_file"),
         )
@@ -146,6 +156,7 @@ class Daemon:
         events.subscribe(Attempted, self.estimates.learn)
         events.subscribe(Probed, self.estimates.learn_probe)
         self.watch.observe(events)
+        self.live.observe(events)
         events.subscribe(Attempted, self.router.learn)
         gauges.add(self.metrics, self, self.gateway.session)
 
@@ -172,6 +183,12 @@ class Daemon:
         for endpoint, known in state["endpoints"].items():
             if (reachable := self.watch.reachable(endpoint)) is not None:
                 known["reachable"] = reachable
+        for cloud in self.clouds:
+            circuit = cloud.circuit
+            known = state["endpoints"][cloud.endpoint]
+            known["circuit"] = "open" if circuit.is_open else "closed"
+            if circuit.last_failure is not None:
+                known["last_failure"] = circuit.last_failure
         state["paused"] = self.lifecycle.paused
         state["jobs"] = {"unfinished": self.lifecycle.unfinished, "stored": self.store.counts}
         for model, loaded in self.local.loaded.items():
@@ -209,6 +226,7 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
             await _stop(self.local, self.clouds)
+            await self.live.close()
             await self.web.stop()
             await self.store.close()
             logs.tell_repeats()

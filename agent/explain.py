@@ -9,6 +9,8 @@ from agent.job import split_route
 from policies.api import LOCAL, WITHDRAWN, Device, Why
 
 MEGABYTE = 1e6
+CANDIDATES = ("route", "mean", "p95", "joules", "price", "fails", "closed because")
+TERMS = ("term", "value", "weight", "product")
 BETTER, WORSE = 0.8, 1.25  # of the expected latency: within these it took as long as expected
 
 
@@ -22,6 +24,13 @@ def tell(entry: Entry) -> list[str]:
         *(_attempted(entry, attempt) for attempt in entry.attempts),
         _end(entry),
     ]
+
+
+def absent(job_id: str, state: str | None) -> str:
+    """Say that there is nothing to tell of a job; `state` is its state on disk, where known."""
+    if state is None:
+        return f"no decision on job '{job_id}' is on record"
+    return f"no decision on job '{job_id}' is on record yet; it is {state}"
 
 
 def route(name: str | None) -> str:

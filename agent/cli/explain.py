@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from agent.history import Entry
     from agent.store.decisions import Row
 
-CANDIDATES = ("route", "mean", "p95", "joules", "price", "fails", "closed because")
-TERMS = ("term", "value", "weight", "product")
-
 
 @app.command()
 def explain(ctx: typer.Context, job_id: str, as_json: Json = False) -> None:
     """Tell why JOB_ID went where it went, from the decision log on this device."""
+    from agent.explain import absent
     from agent.history import EntryError, decode
     from agent.store import StoreError
     from agent.store.decisions import open_decisions
@@ -37,7 +35,7 @@ def explain(ctx: typer.Context, job_id: str, as_json: Json = False) -> None:
     except StoreError as error:
         raise fail(str(error)) from None
     if not rows:
-        raise fail(_absent(job_id, state))
+        raise fail(absent(job_id, state))
     if as_json:
         print(json.dumps([_raw(row) for row in rows]))
         return
@@ -52,12 +50,6 @@ def explain(ctx: typer.Context, job_id: str, as_json: Json = False) -> None:
     _print(job_id, entries)
 
 
-def _absent(job_id: str, state: str | None) -> str:
-    if state is None:
-        return f"no decision on job '{job_id}' is on record"
-    return f"no decision on job '{job_id}' is on record yet; it is {state}"
-
-
 def _raw(row: Row) -> Any:
     try:
         return json.loads(row.body)
@@ -70,7 +62,7 @@ def _print(job_id: str, entries: list[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from agent.explain import candidates, tell, terms
+    from agent.explain import CANDIDATES, TERMS, candidates, tell, terms
 
     out = console()
     for count, entry in enumerate(entries, start=1):

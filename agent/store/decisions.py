@@ -46,6 +46,14 @@ class Decisions:
         """
         return self._rows("WHERE decided >= ? ORDER BY n", decided)
 
+    def latest(self, count: int) -> list[Row]:
+        """Give those that ended last, the latest first.
+
+        Raises:
+            StoreError: The file can't be read.
+        """
+        return list(self._rows("ORDER BY n DESC LIMIT ?", count))
+
     def state_of(self, job_id: str) -> str | None:
         """Give the state of a job on disk, one of `agent.life.State`; None where it is unknown.
 

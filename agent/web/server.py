@@ -10,9 +10,13 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from agent.web import page
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-OPEN_PATHS = ("/healthz",)
+# The page asks for the token that what it shows needs.
+OPEN_PATHS = ("/healthz", *page.FILES)
+NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 MAX_CONNECTIONS = 512
 # A connection on which no whole request head has come for so long is closed.
 IDLE_TIMEOUT_S = 75.0
@@ -46,7 +50,8 @@ class Web:
             host: Address to listen on.
             port: Port to listen on; 0 for a free one.
             routes: What it serves. A handler is cancelled when its client has gone.
-            token: When set, every path but /healthz asks for it as a bearer token.
+            token: When set, every path asks for it as a bearer token but /healthz and the live
+                page's own files.
             max_connections: Beyond so many open connections, new ones are turned away.
             idle_timeout_s: How long a connection may stay without a whole request head.
         """
