@@ -388,9 +388,9 @@ class Adaptive:
         return cost - (1.0 - fails) * saved + begun * other.fixed, miss, after_s
 
     def _is_hopeless(self, best: Expected) -> bool:
-        """Tell whether a miss at once is cheaper than one that others have to wait for."""
+        """Tell whether a miss at once is cheaper; no job is refused for the sake of others."""
         known = self._ignorance(best) < HOPELESS_IGNORANCE
-        return known and best.cost > self._options.miss
+        return known and best.cost - best.toll > self._options.miss
 
     def _curiosity(
         self, plain: list[Expected], best: Expected, now_s: float, deadline_s: float
