@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from agent import gauges, systemd
+from agent import gauges, secrecy, systemd
 from agent import log as logs
-from agent.config import Config, ConfigError, read_secret, split_listen
+from agent.config import Config, ConfigError, split_listen
 from agent.control import Control
 from agent.decisions import DecisionLog
 from agent.estimate import EnergyAccount, Estimates, MeterReading
@@ -39,7 +39,7 @@ from agent.sensors.endpoints import EndpointWatch, Probe
 from agent.sensors.link import Link, LinkReading
 from agent.sensors.sampler import Sampler
 from agent.store import LockedError, Store
-from agent.web import Web
+from agent.web import Web, access
 from agent.web.cards import make_card
 from agent.web.health import Health
 from agent.web.live import Live
@@ -124,13 +124,14 @@ class Daemon:
             refused=self._refused,
         )
         host, port = split_listen(config.http.listen)
-        token_file = config.http.token_file
+        allowed = access(config.http)
+        allowed.read()
         self.live = Live(
             self.state,
             folder,
             device=config.device.id,
             trouble=self.not_ready,
-            carry_out=None if token_file is None else control.carry_out,
+            carry_out=None if config.http.token_file is None else control.carry_out,
         )
         self.web = Web(
             host,
@@ -140,7 +141,7 @@ class Daemon:
                 *self.inference.routes(),
                 *self.live.routes(),
             ),
-            token=None if token_file is None else read_secret(token_file, "http.token_file"),
+            access=allowed,
         )
         self._started = False
         self._reloading = asyncio.Lock()
@@ -512,6 +513,7 @@ def run(config: Config, load: Callable[[], Config]) -> None:
         StartError: The daemon can't start.
     """
     logs.configure(config.log.level, config.log.format)
+    secrecy.keep()
 
     async def main() -> None:
         await Daemon(config, load).run()

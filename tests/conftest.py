@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import getpass
 import gzip
 import io
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -26,6 +28,7 @@ from typing import Any
 import aiomqtt
 import numpy as np
 import pytest
+import trustme
 from aiohttp import web
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -36,6 +39,7 @@ from agent.demo.broker import embedded_broker, free_port
 
 WAIT_S = 20.0  # the most that any wait takes before its test fails
 DATA = Path(agent.__file__).parent / "demo" / "data"
+DAY = dt.timedelta(days=1)
 HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -74,6 +78,10 @@ class Mosquitto:
         self._reader.start()
         self._wait_for(r"mosquitto version \S+ running", said)
 
+    def reload(self) -> None:
+        """Have it read its files again: passwords, access list."""
+        self._process.send_signal(signal.SIGHUP)
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -107,6 +115,31 @@ class Mosquitto:
         assert found, f"mosquitto did not say {pattern!r}: {self.log[-20:]}"
 
 
+class Authority:
+    """An authority, and the files of those it vouches for: certificate and key in one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = trustme.CA()
+        self._folder = folder
+        self.ca_file = str(folder / "ca.pem")
+        self._authority.cert_pem.write_to_path(self.ca_file)
+
+    def issue(self, name: str, host: str | None = None, *, expired: bool = False) -> str:
+        """Make a certificate of a common name, for a host perhaps; give its file."""
+        now = dt.datetime.now(dt.UTC)
+        lifetime = {"not_before": now - 2 * DAY, "not_after": now - DAY} if expired else {}
+        issued = self._authority.issue_cert(host or name, common_name=name, **lifetime)
+        file, fresh = self._folder / f"{name}.pem", self._folder / f"{name}.new"
+        fresh.touch(mode=0o600)
+        issued.private_key_and_cert_chain_pem.write_to_path(str(fresh))
+        fresh.replace(file)
+        return str(file)
+
+    def spoil(self, name: str) -> None:
+        """Leave half of a file."""
+        (self._folder / f"{name}.pem").write_text("half a certific")
+
+
 class Cloud:
     """A server of Open Inference Protocol v2 that notes what it sees, and behaves as told."""
 
@@ -117,7 +150,7 @@ class Cloud:
         self.url = f"http://127.0.0.1:{self.port}"
         self.seen: list[str] = []  # the jobs' ids
         self.requests: list[dict[str, Any]] = []
-        # Or hang, fail, garbage, reject, json_only, plain_only, compress.
+        # Or hang, fail, garbage, reject, repeat, json_only, plain_only, compress.
         self.behaviour = "serve"
         self.answered_bytes = 0  # of the latest response
         self.accepts = ""  # codings of requests that it says it takes
@@ -200,6 +233,9 @@ class Cloud:
             return web.json_response({"error": "out of order"}, status=500)
         elif self.behaviour == "garbage":
             return web.Response(text="<html>welcome to the hotel's network</html>")
+        elif self.behaviour == "repeat":
+            said = f"no good: {dict(request.headers)}"
+            return web.json_response({"error": said}, status=400)
         elif self.behaviour == "reject":
             return web.json_response({"error": "I do not like it"}, status=400)
         scores = [0.991 if str(digit) == self.says else 0.001 for digit in range(10)]
@@ -385,6 +421,16 @@ def start_broker(mosquitto, tmp_path):
 
 
 @pytest.fixture
+def make_authority(tmp_path):
+    def make(name: str) -> Authority:
+        folder = tmp_path / name
+        folder.mkdir()
+        return Authority(folder)
+
+    return make
+
+
+@pytest.fixture
 async def cloud():
     serving = Cloud()
     await serving.start()
@@ -407,13 +453,16 @@ async def connect(broker, device):
     """Connect a program to a broker, subscribed to what the device says."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def enter(at: Any = broker, protocol: str = "5", of: str = device) -> Program:
+        async def enter(
+            at: Any = broker, protocol: str = "5", of: str = device, **options: Any
+        ) -> Program:
             v5 = protocol == "5"
             client = aiomqtt.Client(
                 "127.0.0.1",
                 at.port if v5 else at.port_311,
                 protocol=aiomqtt.ProtocolVersion.V5 if v5 else aiomqtt.ProtocolVersion.V311,
                 socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+                **options,
             )
             # A test may have taken the broker away.
             stack.enter_context(contextlib.suppress(aiomqtt.MqttError))

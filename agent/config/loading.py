@@ -20,6 +20,8 @@ from agent.config.schema import (
     Config,
     ConfigError,
     Endpoint,
+    Http,
+    Mqtt,
     split_listen,
 )
 from agent.config.sources import ENV_PREFIX, Sources
@@ -58,6 +60,9 @@ def read_secret(path: str, key: str) -> str:
         raise ConfigError(path, key, f"can't read {path}: {_plain(error)}") from None
     if not secret:
         raise ConfigError(path, key, f"{path} is empty")
+    if not secret.isprintable():
+        # Such a token could not be sent, and errors about headers show what they are about.
+        raise ConfigError(path, key, f"{path} holds more than one line, or control characters")
     return secret
 
 
@@ -148,7 +153,7 @@ def _resolve_paths(config: Config, base: Path) -> Config:
         config,
         device=device,
         mqtt=resolve_fields(config.mqtt, "password_file", "ca_file", "cert_file", "key_file"),
-        http=resolve_fields(config.http, "token_file"),
+        http=resolve_fields(config.http, "token_file", "cert_file", "key_file"),
         policy=resolve_fields(config.policy, "path"),
         models=models,
         endpoints=endpoints,
@@ -162,7 +167,8 @@ def _check_references(config: Config, sources: Sources) -> None:
     if not NAME_PATTERN.fullmatch(config.device.id) or config.device.id == "pool":
         reason = "must be 1 to 64 characters of A-Z a-z 0-9 . _ -, a topic level other than 'pool'"
         refuse(reason, "device", "id")
-    _check_url(config.mqtt.url, ("mqtt", "mqtts"), refuse, "mqtt", "url")
+    _check_mqtt(config.mqtt, refuse)
+    _check_key(config.http, refuse, "http")
     try:
         split_listen(config.http.listen)
     except ValueError as error:
@@ -176,12 +182,30 @@ def _check_references(config: Config, sources: Sources) -> None:
             refuse(reason, "models", name, "cloud")
 
 
+def _check_mqtt(mqtt: Mqtt, refuse: Callable[..., NoReturn]) -> None:
+    _check_url(mqtt.url, ("mqtt", "mqtts"), refuse, "mqtt", "url")
+    _check_key(mqtt, refuse, "mqtt")
+    if urlsplit(mqtt.url).scheme != "mqtts":
+        for key in ("ca_file", "cert_file"):
+            # Who names one believes that the connection is secured.
+            if getattr(mqtt, key) is not None:
+                refuse("has no effect without mqtts:// in mqtt.url", "mqtt", key)
+    if mqtt.password_file is not None and mqtt.username is None:
+        refuse("a password needs its username", "mqtt", "password_file")
+
+
 def _check_endpoint(name: str, endpoint: Endpoint, refuse: Callable[..., NoReturn]) -> None:
     _check_url(endpoint.url, ("http", "https"), refuse, "endpoints", name, "url")
     for key, reason in protocols.misfits(endpoint):
         refuse(reason, "endpoints", name, key)
-    if endpoint.key_file is not None and endpoint.cert_file is None:
-        refuse("a key needs its cert_file", "endpoints", name, "key_file")
+    _check_key(endpoint, refuse, "endpoints", name)
+
+
+def _check_key(
+    section: Mqtt | Http | Endpoint, refuse: Callable[..., NoReturn], *path: str
+) -> None:
+    if section.key_file is not None and section.cert_file is None:
+        refuse("a key needs its cert_file", *path, "key_file")
 
 
 def _check_url(

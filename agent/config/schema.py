@@ -51,9 +51,10 @@ class Mqtt(_Section, frozen=True):
     url: str = "mqtt://127.0.0.1:1883"
     protocol: Literal["5", "3.1.1"] = "5"
     username: str | None = None
+    # These are read again when they change, for the next connection.
     password_file: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
+    ca_file: str | None = None  # of an own authority; default: whom the system trusts
+    cert_file: str | None = None  # a client certificate, and its key where that is not in it
     key_file: str | None = None
     reply_topics: tuple[str, ...] = ()  # filters a job's MQTT 5 response topic must match one of
     # Agents of one group share the jobs of edgewise/v1/pool/jobs/{model}.
@@ -65,7 +66,10 @@ class Http(_Section, frozen=True):
     """The HTTP port: metrics, health, and jobs by Open Inference Protocol v2."""
 
     listen: str = "127.0.0.1:9464"
+    # These are read again when they change.
     token_file: str | None = None  # when set, everything but /healthz needs it
+    cert_file: str | None = None  # when set, the port speaks HTTPS; with its key, or in key_file
+    key_file: str | None = None
 
 
 class Log(_Section, frozen=True):

@@ -88,6 +88,7 @@ class Gateway:
             topics=[f"{self._root}/{kind}/+" for kind in ("jobs", "cancel", "control")],
             on_delivery=self._on_delivery,
             on_change=self._on_change,
+            confirmed=[f"{self._root}/results/+", f"{self._root}/status"],
         )
         lifecycle.outbox.connect(self._deliver)
         events.subscribe(Accepted, lambda event: self._progress(event.job.id, "accepted"))

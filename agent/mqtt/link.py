@@ -26,6 +26,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from agent.credentials import Watched
+from agent.mqtt.refusals import why_failed, why_refused
+
 log = structlog.get_logger(__name__)
 
 LIGHT = 0  # no command of MQTT's: paho writes such a packet and does nothing else about it
@@ -50,6 +53,14 @@ class PublishRefusedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """What we show the broker, and how we know it, as our files have it."""
+
+    password: str | None = field(repr=False)
+    tls: ssl.SSLContext | None
+
+
+@dataclass(frozen=True, slots=True)
 class Broker:
     """Where and how to connect."""
 
@@ -58,8 +69,7 @@ class Broker:
     client_id: str
     v5: bool = True
     username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: ssl.SSLContext | None = None
+    login: Watched[Login] | None = None
     persistent: bool = True  # the broker keeps our session while we are away
 
 
@@ -124,6 +134,26 @@ def _light_packet(topic: bytes, payload: bytes, *, v5: bool) -> bytes:
     return bytes(packet) + payload
 
 
+class _Client(paho.Client):
+    """paho's client, which tells why a connection broke to its log only."""
+
+    failure: ssl.SSLError | None = None
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except (ssl.SSLError, ConnectionError):
+            # By TLS 1.3 we learn only now that our certificate was refused; why is still to read.
+            connection: Any = self.socket()
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                connection.recv(1)
+            raise
+
+    def _easy_log(self, level: Any, _form: str, *arguments: Any) -> None:
+        if level == paho.MQTT_LOG_ERR and arguments and isinstance(arguments[-1], ssl.SSLError):
+            self.failure = arguments[-1]
+
+
 class Link:
     """A connection from `open` until `ended`."""
 
@@ -143,7 +173,7 @@ class Link:
         self._flush_planned = False
         self._writer_added = False
         self._descriptor = -1
-        self._client = paho.Client(
+        self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=broker.client_id,
             protocol=paho.MQTTv5 if broker.v5 else paho.MQTTv311,
@@ -153,10 +183,11 @@ class Link:
         )
         self._client.connect_timeout = CONNECT_TIMEOUT_S
         self._client.max_queued_messages_set(0)
+        login = Login(None, None) if broker.login is None else broker.login.made
         if broker.username is not None:
-            self._client.username_pw_set(broker.username, broker.password)
-        if broker.tls is not None:
-            self._client.tls_set_context(broker.tls)
+            self._client.username_pw_set(broker.username, login.password)
+        if login.tls is not None:
+            self._client.tls_set_context(login.tls)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._client.on_connect = self._on_connect
@@ -178,7 +209,7 @@ class Link:
             # paho resolves, connects and shakes hands in blocking calls.
             await asyncio.to_thread(self._connect)
         except (OSError, ValueError) as error:
-            raise LinkError(str(error)) from None
+            raise LinkError(why_failed(error)) from None
         self._client.on_socket_register_write = self._plan_flush
         self._loop.add_reader(self._descriptor, self._read)
         self._flush()
@@ -234,6 +265,19 @@ class Link:
         code = await self._or_ended(taken)
         if code.value >= REFUSED:
             raise PublishRefusedError(f"the broker refused a message to {topic}: {code}")
+
+    async def sees(self, event: asyncio.Future[None], within_s: float) -> bool:
+        """Wait for something that happens on this connection; tell whether it did in time.
+
+        Raises:
+            LinkError: The connection ended before.
+        """
+        await asyncio.wait(
+            (event, self._ended), timeout=within_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not event.done() and self._ended.done():
+            raise LinkError(self._ended.result())
+        return event.done()
 
     async def unsubscribe(self, topics: list[str]) -> None:
         """Unsubscribe; what is on its way by then still comes.
@@ -465,7 +509,7 @@ class Link:
         if self._opened.done():
             return
         if code.value != 0:
-            self._end(f"the broker refused the connection: {code}")
+            self._end(why_refused(code))
             return
         window = getattr(properties, "ReceiveMaximum", None)
         if window is not None:
@@ -476,7 +520,8 @@ class Link:
     def _on_disconnect(
         self, _client: Any, _userdata: Any, _flags: Any, code: ReasonCode, _properties: Any
     ) -> None:
-        self._end(f"the connection ended: {code}")
+        failure = self._client.failure
+        self._end(f"the connection ended: {code}" if failure is None else why_failed(failure))
 
     def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
         delivery = Delivery(message, self._acknowledge, self)

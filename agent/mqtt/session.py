@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import structlog
 from paho.mqtt.properties import Properties
 
+from agent.credentials import LOOK_EVERY_S
+from agent.mqtt.echoes import Echoes
 from agent.mqtt.link import (
     CONNECT_TIMEOUT_S,
     Broker,
@@ -25,6 +27,7 @@ BACKOFF_FIRST_S = 0.25
 BACKOFF_LAST_S = 30.0
 STABLE_AFTER_S = 10.0
 FAREWELL_TIMEOUT_S = 2.0
+ECHO_WITHIN_S = 5.0  # mosquitto passes a message on before it acknowledges it
 
 
 class Session:
@@ -40,6 +43,7 @@ class Session:
         on_delivery: Callable[[Delivery], None],
         on_change: Callable[[bool], None],
         hears: Sequence[str] = (),
+        confirmed: Sequence[str] = (),
     ) -> None:
         """Set the session up; `run` connects.
 
@@ -51,12 +55,15 @@ class Session:
             on_delivery: Called with each message, on the event loop.
             on_change: Called with True once connected and subscribed, with False when that ends.
             hears: What to subscribe to with QoS 0, so that nothing of it is kept while we are away.
+            confirmed: Filters; what we publish there counts as taken only when it is known to have
+                been let through. MQTT 3.1.1 has us subscribe to it for that.
         """
         self._broker = broker
         self._will = will
         self._birth = birth
         self._topics = list(topics)
-        self._hears = list(hears)
+        self._echoes = Echoes(() if broker.v5 else confirmed)
+        self._hears = [*hears, *self._echoes.filters]
         self._dropped: list[str] = []
         self._on_delivery = on_delivery
         self._on_change = on_change
@@ -97,7 +104,7 @@ class Session:
             # Full jitter: a fleet must not come back to its broker in one wave.
             wait = random.uniform(BACKOFF_FIRST_S / 2, pause)  # noqa: S311 - no secret
             log.warning("mqtt_disconnected", reason=self.trouble, retry_in_s=round(wait, 2))
-            await asyncio.sleep(wait)
+            await self._pause(wait)
             pause = min(pause * 2, BACKOFF_LAST_S)
 
     async def publish(
@@ -118,7 +125,7 @@ class Session:
             link = self._link
             assert link is not None
             try:
-                await link.publish(topic, payload, properties, retain=retain)
+                await self._publish(link, topic, payload, properties, retain=retain)
             except LinkError:
                 # Let `run` take the broken link down before the next try.
                 await asyncio.sleep(0)
@@ -142,8 +149,57 @@ class Session:
                 log.warning("mqtt_farewell_failed", error=str(error) or "no PUBACK in time")
             await link.close()
 
+    async def _publish(
+        self,
+        link: Link,
+        topic: str,
+        payload: bytes,
+        properties: Properties | None = None,
+        *,
+        retain: bool = False,
+    ) -> None:
+        if not self._echoes.concern(topic):
+            await link.publish(topic, payload, properties, retain=retain)
+            return
+        with self._echoes.expected(topic, payload) as heard:
+            await link.publish(topic, payload, properties, retain=retain)
+            if not await link.sees(heard, ECHO_WITHIN_S):
+                raise PublishRefusedError(
+                    f"the broker did not let a message to {topic} through: "
+                    "its access list denies us to write or to read there"
+                )
+
+    def _on_any_delivery(self, delivery: Delivery) -> None:
+        if self._echoes.concern(delivery.topic):
+            self._echoes.hear(delivery.topic, delivery.payload)
+            delivery.done()
+        else:
+            self._on_delivery(delivery)
+
+    async def _stay(self, link: Link) -> str:
+        """Stay connected until that ends; give the reason."""
+        login = self._broker.login
+        running = asyncio.ensure_future(link.run())
+        try:
+            while not running.done():
+                await asyncio.wait((running,), timeout=LOOK_EVERY_S)
+                if login is not None:
+                    login.refresh()  # for the next connection; what is wrong is told at once
+            return running.result()
+        finally:
+            running.cancel()
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait; not for long once what we log in with has been replaced."""
+        login = self._broker.login
+        ends_at = asyncio.get_running_loop().time() + wait_s
+        while (left_s := ends_at - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(min(left_s, LOOK_EVERY_S))
+            if login is not None and login.refresh():
+                return
+
     async def _connect_once(self) -> str:
-        link = Link(self._broker, self._will, self._on_delivery)
+        link = Link(self._broker, self._will, self._on_any_delivery)
         try:
             present = await link.open()
             # What the broker kept for us arrives before we have subscribed.
@@ -155,14 +211,14 @@ class Session:
             if self._hears:
                 await link.subscribe(self._hears, qos=0)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await link.publish(self._will.topic, self._birth, retain=True)
+                await self._publish(link, self._will.topic, self._birth, retain=True)
             self.trouble = None
             self._up.set()
             self._on_change(True)
             log.info(
                 "mqtt_connected", host=self._broker.host, port=self._broker.port, resumed=present
             )
-            return await link.run()
+            return await self._stay(link)
         except (LinkError, PublishRefusedError, TimeoutError) as error:
             return str(error) or "the broker does not answer"
         finally:

@@ -17,7 +17,7 @@ from agent.config import Endpoint
 from agent.job import ErrorCode, JobError
 from agent.routes import unheard
 from agent.routes.allowance import Allowance
-from agent.routes.credentials import Credentials
+from agent.routes.credentials import credentials
 from agent.routes.protocols import Request, Response
 from agent.routes.requests import FAIR_TIME_S
 
@@ -62,7 +62,7 @@ class Connections:
             max_response_bytes: A longer response is an error.
             clock: Monotonic seconds.
         """
-        self.credentials = Credentials(endpoint, settings, clock)
+        self.credentials = credentials(endpoint, settings, clock)
         self._endpoint = endpoint
         self._settings = settings
         self._url = settings.url.rstrip("/")
@@ -153,9 +153,10 @@ class Connections:
             # By default longer times are rounded up to whole seconds: too late for a deadline.
             ceil_threshold=math.inf,
         )
+        shown = self.credentials.made
         headers = {
             **request.headers,
-            **self.credentials.headers,
+            **shown.headers,
             TIMEOUT_HEADER: str(math.ceil(left_s * 1000)),
         }
         async with asyncio.timeout(self._settings.first_byte_timeout_s):
@@ -165,7 +166,7 @@ class Connections:
                 data=request.body,
                 headers=headers,
                 timeout=timeout,
-                ssl=self.credentials.ssl,
+                ssl=shown.ssl,
                 allow_redirects=False,
                 trace_request_ctx=sent,
             )
@@ -183,7 +184,10 @@ class Connections:
                     if text:
                         streamed(text)
             carried = response.content.total_raw_bytes
-            return Response(response.status, response.headers, bytes(body), carried)
+            content = bytes(body)
+            if response.status >= HTTPStatus.BAD_REQUEST:
+                content = shown.blot_out(content)  # it gets into answers and logs
+            return Response(response.status, response.headers, content, carried)
 
     def _follow(self, url: URL, response: Response) -> URL:
         """Give where a redirect leads, if that is the same place."""

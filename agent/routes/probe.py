@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 
 from agent.config import Endpoint
+from agent.credentials import Watched
 from agent.events import Probed
-from agent.routes.credentials import Credentials
+from agent.routes.credentials import Shown
 
 # Any HTTP answer will do: what counts is that one came, and when. No more of it is read than this.
 TIMEOUT_S = 5.0
@@ -38,7 +39,7 @@ class Prober:
         endpoint: str,
         settings: Endpoint,
         connector: aiohttp.BaseConnector,
-        credentials: Credentials,
+        credentials: Watched[Shown],
         path: str,
     ) -> None:
         """Set it up.
@@ -79,7 +80,7 @@ class Prober:
             async with self._session.get(
                 self._url,
                 timeout=self._timeout,
-                ssl=self._credentials.ssl,
+                ssl=self._credentials.made.ssl,
                 allow_redirects=False,
                 trace_request_ctx=connecting,
             ) as response:

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from agent.credentials import Watched
 from agent.web import page
+from agent.web.admission import Access
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -20,6 +22,7 @@ NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 MAX_CONNECTIONS = 512
 # A connection on which no whole request head has come for so long is closed.
 IDLE_TIMEOUT_S = 75.0
+HANDSHAKE_WITHIN_S = 5.0
 # After `stop`, requests that are still under way are cut off.
 STOP_WITHIN_S = 1.0
 # What is left of a body that was refused is read and thrown away for so long, so that the client
@@ -40,7 +43,7 @@ class Web:
         port: int,
         routes: Iterable[web.AbstractRouteDef],
         *,
-        token: str | None,
+        access: Watched[Access] | None = None,
         max_connections: int = MAX_CONNECTIONS,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
@@ -50,15 +53,14 @@ class Web:
             host: Address to listen on.
             port: Port to listen on; 0 for a free one.
             routes: What it serves. A handler is cancelled when its client has gone.
-            token: When set, every path asks for it as a bearer token but /healthz and the live
-                page's own files.
+            access: The token and the certificate, if any.
             max_connections: Beyond so many open connections, new ones are turned away.
             idle_timeout_s: How long a connection may stay without a whole request head.
         """
         self._host = host
         self._port = port
         self._routes = tuple(routes)
-        self._token = token
+        self._access = access
         self._max_connections = max_connections
         self._idle_timeout_s = idle_timeout_s
         self._runner: web.AppRunner | None = None
@@ -70,6 +72,7 @@ class Web:
         Raises:
             OSError: The address is taken or not ours.
         """
+        tls = None if self._access is None else self._access.made.tls
         application = web.Application(middlewares=[self._authorise])
         application.add_routes(self._routes)
         self._runner = web.AppRunner(
@@ -82,7 +85,13 @@ class Web:
         )
         await self._runner.setup()
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connect, self._host, self._port)
+        self._listener = await loop.create_server(
+            self._connect,
+            self._host,
+            self._port,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_WITHIN_S,
+        )
 
     @property
     def address(self) -> str:
@@ -102,18 +111,21 @@ class Web:
         assert self._runner is not None
         server = self._runner.server
         assert server is not None
+        if self._access is not None:
+            self._access.refresh()  # before the handshake, which shows the certificate
         if len(server.connections) >= self._max_connections:
             return _TurnedAway()
         return server()
 
     @web.middleware
     async def _authorise(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._token is not None and request.path not in OPEN_PATHS:
+        if self._access is not None:
+            self._access.refresh()
+        token = None if self._access is None else self._access.made.token
+        if token is not None and request.path not in OPEN_PATHS:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             # A header may hold any byte, as a lone surrogate.
-            if not hmac.compare_digest(
-                given.encode("utf-8", "surrogateescape"), self._token.encode()
-            ):
+            if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode()):
                 return error_response(
                     401, "a bearer token is needed", headers={"WWW-Authenticate": "Bearer"}
                 )

@@ -11,9 +11,9 @@ import trustme
 from aiohttp import web
 
 from agent.config import ConfigError, Endpoint
+from agent.credentials import LOOK_EVERY_S
 from agent.job import ErrorCode, JobError
 from agent.routes.connections import TIMEOUT_HEADER, Connections
-from agent.routes.credentials import LOOK_EVERY_S
 from agent.routes.protocols import Request
 
 INFER = Request("/v2/models/m/infer", b"{}", {"Content-Type": "application/json"})

@@ -21,7 +21,7 @@ async def serve_bare():
         async def handler(_request):
             return web.Response(text="fine")
 
-        server = Web("127.0.0.1", 0, [web.get("/", handler)], token=None, **bounds)
+        server = Web("127.0.0.1", 0, [web.get("/", handler)], **bounds)
         servers.append(server)
         await server.start()
         host, _, port = server.address.rpartition(":")

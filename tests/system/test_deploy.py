@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from agent import config, plugins
-from agent.config import Endpoint, Model, load
+from agent.config import Endpoint, Model, Mqtt, load
 from agent.daemon import Daemon
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +85,10 @@ def test_the_unit_lets_workers_live_while_the_daemon_drains():
 # The configuration
 
 
+# The example's certificates are for this only.
+SECURED = {"EDGEWISE_MQTT__URL": "mqtts://127.0.0.1"}
+
+
 @pytest.fixture
 def uncommented(tmp_path) -> Path:
     """The example, with every key that it shows set."""
@@ -110,7 +114,7 @@ def test_the_example_shows_every_key(uncommented):
 
 
 def test_what_the_example_shows_as_defaults_are_the_defaults(uncommented):
-    loaded = load(uncommented, environ={})
+    loaded = load(uncommented, environ=SECURED)
     pairs = [(getattr(loaded, name), kind) for name, kind in sections().items()]
     pairs.append((loaded.models["vibration"], Model))
     pairs.append((loaded.models["digits"].preprocess, config.ImageInput))
@@ -118,12 +122,12 @@ def test_what_the_example_shows_as_defaults_are_the_defaults(uncommented):
     for section, kind in pairs:
         for field in msgspec.structs.fields(kind):
             # Where there is no default, the example shows an example.
-            if field.default not in (msgspec.NODEFAULT, None, "", ()):
+            if field.default not in (msgspec.NODEFAULT, None, "", (), Mqtt().url):
                 assert getattr(section, field.name) == field.default, field.name
 
 
 def test_the_examples_policy_options_are_the_policys_defaults(uncommented):
-    policy = msgspec.structs.replace(load(uncommented, environ={}).policy, path=None)
+    policy = msgspec.structs.replace(load(uncommented, environ=SECURED).policy, path=None)
     plugins.load(policy)
     (known,) = [info for info in plugins.available() if info.name == policy.name]
     assert policy.options == known.options

@@ -73,6 +73,11 @@ WRONG = [
     ("[mqtt]\nprotocol = '4'", "mqtt.protocol", "invalid enum value '4'"),
     ("[mqtt]\npassword = 'x'", "mqtt.password", "unknown key"),
     ("[mqtt]\nca_file = 'a\\u0000b'".replace("'", '"'), "mqtt.ca_file", "null character"),
+    ("[mqtt]\nca_file = 'ca.pem'", "mqtt.ca_file", "has no effect without mqtts://"),
+    ("[mqtt]\nurl = 'mqtt://h'\ncert_file = 'c.pem'", "mqtt.cert_file", "without mqtts://"),
+    ("[mqtt]\nurl = 'mqtts://h'\nkey_file = 'k'", "mqtt.key_file", "a key needs its cert_file"),
+    ("[mqtt]\npassword_file = 'p'", "mqtt.password_file", "a password needs its username"),
+    ("[http]\nkey_file = 'k'", "http.key_file", "a key needs its cert_file"),
     ("[http]\nlisten = '9464'", "http.listen", "want host:port"),
     ("[http]\nlisten = '[zz]:1'", "http.listen", ""),
     ("[device]\nid = 'a/b'", "device.id", "a topic level"),
@@ -207,7 +212,8 @@ def test_an_error_in_the_environment_names_the_variable(loaded, variable, text, 
 
 def test_relative_paths_are_relative_to_the_main_files_folder(loaded, tmp_path):
     config = loaded(
-        "[device]\nstate_dir = 'state'\n[mqtt]\npassword_file = 'pw'\nca_file = '/abs/ca'\n"
+        "[device]\nstate_dir = 'state'\n[mqtt]\nurl = 'mqtts://h'\nusername = 'me'\n"
+        "password_file = 'pw'\nca_file = '/abs/ca'\n"
         "[http]\ntoken_file = 't'\n[policy]\npath = 'mine.py:Mine'\n"
         "[models.a]\npath = 'a.tflite'\nlabels = 'a.txt'\n[models.b]\npath = 'b'\nlabels = ['x']\n"
         f"{LAB}token_file = 'lab'"
