@@ -38,6 +38,7 @@ from agent.routes.local import LocalRoute
 from agent.sensors.endpoints import EndpointWatch, Probe
 from agent.sensors.link import Link, LinkReading
 from agent.sensors.sampler import Sampler
+from agent.status_line import status_line
 from agent.store import LockedError, Store
 from agent.web import Web, access
 from agent.web.cards import make_card
@@ -48,6 +49,7 @@ from agent.web.v2 import Inference
 log = structlog.get_logger(__name__)
 
 BROKER_WAIT_S = 5.0
+STATUS_INTERVAL_S = 5.0
 ESTIMATES, BUDGETS = "estimates", "budgets"
 # After a reload the routes that were replaced end what they have begun.
 RETIRE_WITHIN_S = 60.0
@@ -326,9 +328,6 @@ class Daemon:
         ]
         if self.pool is not None:
             services.append(asyncio.create_task(self.pool.run(), name="pool"))
-        interval_s = systemd.watchdog_interval_s()
-        if interval_s is not None:
-            services.append(asyncio.create_task(_feed_watchdog(interval_s), name="watchdog"))
         subscribed = asyncio.create_task(self._until_connected())
         try:
             # Who publishes as soon as the service is up finds us subscribed. A broker that is away
@@ -336,7 +335,8 @@ class Daemon:
             first = (*services, stop, subscribed)
             await asyncio.wait(first, timeout=BROKER_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
             _settle_memory()
-            systemd.notify("READY=1", f"STATUS=serving {len(self.config.models)} models")
+            systemd.notify("READY=1", f"STATUS={self._status_line()}")
+            services.append(asyncio.create_task(self._tell_service_manager(), name="watchdog"))
             log.info("ready", device=self.config.device.id, models=sorted(self.local.loaded))
             await asyncio.wait((*services, stop), return_when=asyncio.FIRST_COMPLETED)
             for service in services:
@@ -357,6 +357,22 @@ class Daemon:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell_service_manager(self) -> None:
+        # From the event loop itself: when it hangs, the watchdog goes hungry.
+        interval_s = min(STATUS_INTERVAL_S, systemd.watchdog_interval_s() or STATUS_INTERVAL_S)
+        while True:
+            systemd.notify("WATCHDOG=1", f"STATUS={self._status_line()}")
+            await asyncio.sleep(interval_s)
+
+    def _status_line(self) -> str:
+        return status_line(
+            (self.local, *self.clouds),
+            {cloud.name for cloud in self.clouds if cloud.circuit.is_open},
+            self.lifecycle.unfinished,
+            self.not_ready(),
+            paused=self.lifecycle.paused,
+        )
 
     async def _until_connected(self) -> None:
         await self.gateway.session.until_connected()
@@ -497,12 +513,6 @@ async def _retire(local: LocalRoute, clouds: list[CloudRoute]) -> None:
         log.warning("routes_cut_off", after_s=RETIRE_WITHIN_S)
     finally:
         await _stop(local, clouds)
-
-
-async def _feed_watchdog(interval_s: float) -> None:
-    while True:
-        systemd.notify("WATCHDOG=1")
-        await asyncio.sleep(interval_s)
 
 
 def run(config: Config, load: Callable[[], Config]) -> None:

@@ -22,6 +22,7 @@ from agent.daemon import Daemon
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "edgewise.service"
+INSTANCES = ROOT / "systemd" / "edgewise@.service"
 EXAMPLE = ROOT / "deploy" / "edgewise.toml"
 SCRAPE = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 ALERTS = SCRAPE.with_name("alerts.yml")
@@ -46,14 +47,15 @@ def tool(name: str) -> str:
 # The unit
 
 
-@pytest.fixture
-def unit(tmp_path) -> Path:
-    """The unit, with a program that is on this machine."""
-    installed = tmp_path / UNIT.name
+@pytest.fixture(params=[UNIT, INSTANCES], ids=lambda file: file.name)
+def unit(request, tmp_path) -> Path:
+    """A unit, with a program that is on this machine."""
+    installed = tmp_path / request.param.name.replace("@", "@porch")
     program = r"^ExecStart=\S+"
-    installed.write_text(
-        re.sub(program, f"ExecStart={sys.executable}", UNIT.read_text(), flags=re.MULTILINE)
+    text = re.sub(
+        program, f"ExecStart={sys.executable}", request.param.read_text(), flags=re.MULTILINE
     )
+    installed.write_text(text)
     return installed
 
 
@@ -80,6 +82,19 @@ def test_the_unit_lets_workers_live_while_the_daemon_drains():
     assert "KillMode=mixed" in lines
     assert "OOMPolicy=continue" in lines
     assert "RestartPreventExitStatus=78" in lines
+
+
+def test_an_instance_differs_from_the_service_in_its_own_names_only():
+    one, many = (file.read_text().splitlines() for file in (UNIT, INSTANCES))
+    assert [line for line in one if line not in many] == [
+        "Description=Edgewise, routes inference jobs to this device or to the cloud",
+        "StateDirectory=edgewise",
+        "ConfigurationDirectory=edgewise",
+        "#LoadCredential=mqtt-password:/etc/edgewise/credentials/mqtt-password",
+        "#LoadCredential=lab-token:/etc/edgewise/credentials/lab-token",
+    ]
+    own = [line for line in many if line not in one and not line.startswith("# ")]
+    assert all("%i" in line for line in own), own
 
 
 # The configuration
