@@ -7,9 +7,8 @@ of local answers can be trusted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
@@ -17,19 +16,16 @@ from agent.events import Attempted, Audited, Auditing, Events
 from agent.job import Job, Outcome
 from agent.router.budgets import Budgets
 from agent.router.surroundings import Surroundings
+from agent.router.unseen import PRIORITY, Attempt, Unseen
 from agent.routes import labels
 from policies import api
-from policies.api import Estimate, Plan, Situation, Why
+from policies.api import Situation, Why
 
 log = structlog.get_logger(__name__)
 
 # The answer gets out first.
 AFTER_S = 0.05
 TIMEOUT_S = 10.0
-# After all jobs.
-PRIORITY = 0
-
-Attempt = Callable[[Job, Situation, Plan, Mapping[str, Estimate]], Coroutine[Any, Any, Attempted]]
 
 
 class Audits:
@@ -58,30 +54,24 @@ class Audits:
         self._attempt = attempt
         self._events = events
         self._clock = clock
-        self._running: dict[str, asyncio.Task[Attempted | None]] = {}  # by route
-        self._ended = False
+        self._unseen: Unseen[Attempted | None] = Unseen()
 
     def begin(self, given: Attempted) -> None:
         """Have an answer audited, unless its terms or the circumstances are against it."""
-        if self._ended or given.plan.route != api.LOCAL or given.outcome.confidence is None:
+        if given.plan.route != api.LOCAL or given.outcome.confidence is None:
             return
         _, open_ = self._look(given.job)
-        route = next((view.name for view in open_ if view.name not in self._running), None)
+        route = next((view.name for view in open_ if self._unseen.is_free(view.name)), None)
         if route is None:
             return
         self._events.emit(Auditing(given.job))
-        task = asyncio.get_running_loop().create_task(self._audit(given, route))
-        self._running[route] = task
-        # Also where it is cancelled before its first step.
-        task.add_done_callback(lambda task: self._on_end(given, route, task))
+        self._unseen.begin(
+            route, self._audit(given, route), lambda task: self._on_end(given, route, task)
+        )
 
     async def end(self) -> None:
         """Call off what is under way, and begin with no more."""
-        self._ended = True
-        tasks = tuple(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._unseen.end()
 
     async def _audit(self, given: Attempted, route: str) -> Attempted | None:
         await asyncio.sleep(AFTER_S)
@@ -110,7 +100,6 @@ class Audits:
         ]
 
     def _on_end(self, given: Attempted, route: str, task: asyncio.Task[Attempted | None]) -> None:
-        del self._running[route]
         attempt = None
         if not task.cancelled():
             fault = task.exception()

@@ -7,17 +7,17 @@ failure costs no job its time. A job that has no other way is its own trial, by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
-from agent.events import Attempted, Events
+from agent.events import Events
 from agent.job import Job, JobError, Placement
 from agent.router import constraints
 from agent.router.budgets import Budgets
 from agent.router.surroundings import Surroundings, price_of
+from agent.router.unseen import PRIORITY, Attempt, Unseen
 from agent.routes.requests import LeftAloneError
 from policies.api import Estimate, Plan, Situation, Why
 
@@ -26,13 +26,9 @@ log = structlog.get_logger(__name__)
 # Ends the id of a copy, which is none of the job's attempts.
 MARK = ":trial"
 LONGEST_ID = 128
-# After all jobs.
-PRIORITY = 0
 # A trial takes no longer than this, or twice the usual: the next one may find the endpoint well.
 LONGEST_S = 2.0
 LONGEST_P95 = 2.0
-
-Attempt = Callable[[Job, Situation, Plan, Mapping[str, Estimate]], Coroutine[Any, Any, Attempted]]
 
 
 class Trials:
@@ -61,8 +57,7 @@ class Trials:
         self._attempt = attempt
         self._events = events
         self._clock = clock
-        self._running: dict[str, asyncio.Task[None]] = {}  # by route
-        self._ended = False
+        self._unseen: Unseen[None] = Unseen()
 
     def begin(self, job: Job, situation: Situation, closed: Mapping[str, JobError]) -> None:
         """Try endpoints that are due for it, where the job's terms and the budgets allow.
@@ -76,19 +71,14 @@ class Trials:
             if (
                 isinstance(reason, LeftAloneError)
                 and reason.trial_is_due
-                and name not in self._running
-                and not self._ended
+                and self._unseen.is_free(name)
                 and self._is_allowed(job, name, situation)
             ):
                 self._begin(job, name, situation)
 
     async def end(self) -> None:
         """Call off what is under way, and begin with no more."""
-        self._ended = True
-        tasks = tuple(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._unseen.end()
 
     def _is_allowed(self, job: Job, name: str, situation: Situation) -> bool:
         route, view = self._around.routes[name], situation.route(name)
@@ -113,11 +103,11 @@ class Trials:
             deadline_at=min(job.deadline_at, self._clock() + longest_s),
         )
         plan = Plan(name, Why.EXPLORATION, expected=expected[name])
-        task = asyncio.get_running_loop().create_task(
-            self._try(copy, replace(situation, routes=views), plan, expected)
+        self._unseen.begin(
+            name,
+            self._try(copy, replace(situation, routes=views), plan, expected),
+            lambda task: self._on_end(job, name, task),
         )
-        self._running[name] = task
-        task.add_done_callback(lambda task: self._on_end(job, name, task))
 
     async def _try(
         self, copy: Job, situation: Situation, plan: Plan, expected: Mapping[str, Estimate]
@@ -125,6 +115,5 @@ class Trials:
         self._events.emit(await self._attempt(copy, situation, plan, expected))
 
     def _on_end(self, job: Job, name: str, task: asyncio.Task[None]) -> None:
-        del self._running[name]
         if not task.cancelled() and (fault := task.exception()) is not None:
             log.error("trial_failed", job_id=job.id, route=name, exc_info=fault)
