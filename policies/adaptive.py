@@ -22,6 +22,7 @@ from policies.crowd import Crowd
 from policies.features import amount
 from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, spread_of, used_and_late
 from policies.radio import TailShare
+from policies.virtual_queues import VirtualQueues
 
 # An attempt that fails has used up this share of its deadline, until failures have told.
 FAILS_AFTER = 1.0
@@ -68,6 +69,7 @@ class Expected(NamedTuple):
     toll: float  # what jobs that come after it lose by it
     fixed: float  # energy, money and toll together, which are paid however it ends
     awake: float  # the cost were the radio awake anyway
+    budget: float = 0.0  # of the fixed cost, for budgets that are spent ahead of their time
     hedge: str | None = None  # a second route, and when it is started
     after_s: float = 0.0
 
@@ -75,7 +77,7 @@ class Expected(NamedTuple):
         self, cost: float, miss: float, hedge: str | None = None, after_s: float = 0.0
     ) -> Expected:
         """Give the same with failures, or a hedge, counted; quicker than `_replace`."""
-        route, mean_s, spread, _, _, latency, energy, money, toll, fixed, awake, _, _ = self
+        route, mean_s, spread, _, _, latency, energy, money, toll, fixed, awake, budget, _, _ = self
         return Expected(
             route,
             mean_s,
@@ -88,6 +90,7 @@ class Expected(NamedTuple):
             toll,
             fixed,
             awake,
+            budget,
             hedge,
             after_s,
         )
@@ -99,7 +102,8 @@ class Adaptive:
     Each route's predicted latency is taken as log-normal, by its mean and p95. From that follow the
     time it is expected to use of the deadline and the probability of missing it; a failure costs
     the time until it shows, and then what the next best route costs with what is left. Energy
-    weighs more the emptier the battery is (`policies.cost`).
+    weighs more the emptier the battery is (`policies.cost`). What an operator's budget is spent on
+    ahead of its time costs besides (`policies.virtual_queues`).
 
     A job that keeps a route's worker from others is charged what they lose (`policies.crowd`).
 
@@ -141,6 +145,7 @@ class Adaptive:
         self._known: dict[str, _Known] = {}  # by route
         self._tail = TailShare()
         self._crowd = Crowd(options.latency, options.miss)
+        self._queues = VirtualQueues()
 
     def decide(self, situation: Situation) -> Plan:
         """Compare what each open route is expected to come to."""
@@ -149,6 +154,8 @@ class Adaptive:
         deadline_s = min(max(DEADLINE_LEAST_S, situation.job.deadline_s), AMOUNT_MOST)
         joule = self._options.joule * scarcity(situation.device)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
+        if situation.budgets:
+            plain = self._with_budgets(plain, situation)
         self._note_radio(plain, situation.time_s)
         ranked = sorted(plain, key=_by_cost) if len(plain) > 1 else plain
         self._note_crowd(ranked, situation.time_s, deadline_s)
@@ -249,6 +256,28 @@ class Adaptive:
         return Expected(
             route, mean_s, spread, cost, late, used, energy, money, toll, fixed, cost - tail
         )
+
+    def _with_budgets(self, plain: list[Expected], situation: Situation) -> list[Expected]:
+        """Charge each route for what it takes of budgets that are spent ahead of their time."""
+        estimates = [each.route.estimate for each in plain]
+        prices = self._queues.follow(situation.budgets, estimates, situation.time_s)
+        if not prices:
+            return plain
+        charged = []
+        for each in plain:
+            toll = math.fsum(
+                price * amount(getattr(each.route.estimate, takes), AMOUNT_MOST)
+                for takes, price in prices
+            )
+            charged.append(
+                each._replace(
+                    cost=each.cost + toll,
+                    budget=toll,
+                    fixed=each.fixed + toll,
+                    awake=each.awake + toll,
+                )
+            )
+        return charged
 
     def _note_crowd(self, ranked: list[Expected], time_s: float, deadline_s: float) -> None:
         """Note what the job would lose by having to wait on its best route."""
@@ -454,6 +483,7 @@ class Adaptive:
             Term("energy_cost", chosen.energy, 1.0),
             Term("money_cost", chosen.money, 1.0),
             *((Term("toll_of_others", chosen.toll, 1.0),) if chosen.toll else ()),
+            *((Term("budget_cost", chosen.budget, 1.0),) if chosen.budget else ()),
             *[Term("cost " + each.route.name, each.cost) for each in plain],
         )
 

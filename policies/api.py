@@ -117,6 +117,17 @@ class RouteView:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetView:
+    """A budget of the operator's. The router holds to it; a policy may have it go farther."""
+
+    name: str  # as in the configuration
+    takes: str  # the field of `Estimate` that it limits
+    limit: float  # in a period
+    spent: float  # in the present one
+    period_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """All that a decision may rest on: an immutable snapshot."""
 
@@ -124,6 +135,7 @@ class Situation:
     device: Device
     routes: tuple[RouteView, ...]
     time_s: float = 0.0  # seconds on a clock that only goes forward
+    budgets: tuple[BudgetView, ...] = ()  # those that bind here
 
     @property
     def open_routes(self) -> tuple[RouteView, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.config import Budget
 from agent.job import ErrorCode, JobError
-from policies.api import CLOUD, Device
+from policies.api import CLOUD, BudgetView, Device
 
 
 class BudgetSpentError(JobError):
@@ -24,7 +24,9 @@ class BudgetSpentError(JobError):
 
 
 TELL_SHARE = 0.01
+CARRIED = "carried_bytes"
 DAY, HOUR = "%Y-%m-%d", "%Y-%m-%d %H"
+SECONDS = {DAY: 86_400.0, HOUR: 3_600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class _Purse:
     limit: float
     unit: str
     period: str  # how a period is named, as for strftime
+    field: str  # of `Estimate`
     takes: Callable[[Spending], float]
     cloud_only: bool
     metered_only: bool = False
@@ -114,19 +117,27 @@ class Budgets:
         before = {purse.name: purse for purse in self._purses}
         self._last_until = settings.battery_last_until
         limits = (
-            ("cloud_cost_per_day", "", DAY, lambda s: s.money, True, False),
-            ("cloud_bytes_per_day", " bytes", DAY, lambda s: s.carried_bytes, True, False),
-            ("metered_bytes_per_day", " bytes", DAY, lambda s: s.carried_bytes, True, True),
-            ("energy_joules_per_hour", " J", HOUR, lambda s: s.energy_j, False, False),
+            ("cloud_cost_per_day", "", DAY, "cost", lambda s: s.money, True, False),
+            ("cloud_bytes_per_day", " bytes", DAY, CARRIED, lambda s: s.carried_bytes, True, False),
+            (
+                "metered_bytes_per_day",
+                " bytes",
+                DAY,
+                CARRIED,
+                lambda s: s.carried_bytes,
+                True,
+                True,
+            ),
+            ("energy_joules_per_hour", " J", HOUR, "energy_j", lambda s: s.energy_j, False, False),
         )
         self._purses = []
-        for name, unit, period, takes, cloud_only, metered_only in limits:
+        for name, unit, period, field, takes, cloud_only, metered_only in limits:
             limit = getattr(settings, name)
             if limit is None:
                 continue
             purse = before.get(name)
             if purse is None:
-                purse = _Purse(name, limit, unit, period, takes, cloud_only, metered_only)
+                purse = _Purse(name, limit, unit, period, field, takes, cloud_only, metered_only)
             # What is under way has reserved of this very purse.
             purse.limit = limit
             self._purses.append(purse)
@@ -179,6 +190,17 @@ class Budgets:
         """Set aside what an attempt is expected to take."""
         purses = [purse for purse in self._purses if purse.applies(kind, device)]
         return Reservation(purses, expected, self._on_spent)
+
+    def views(self, device: Device) -> tuple[BudgetView, ...]:
+        """Give the limits that bind at present, for policies."""
+        if not self._purses:
+            return ()
+        self._turn()
+        return tuple(
+            BudgetView(purse.name, purse.field, purse.limit, purse.spent, SECONDS[purse.period])
+            for purse in self._purses
+            if purse.applies(CLOUD, device)
+        )
 
     def state(self) -> dict[str, Any]:
         """Give each limit and what is spent of it, as plain JSON types."""

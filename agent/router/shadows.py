@@ -164,6 +164,7 @@ def _copy(situation: Situation) -> Situation:
             for view in situation.routes
         ),
         situation.time_s,
+        tuple(replace(budget) for budget in situation.budgets),
     )
 
 

@@ -88,7 +88,8 @@ class Surroundings:
             min_confidence=job.min_confidence,
             attempts=attempts,
         )
-        return Situation(traits, self._sampler.device, views, self._clock()), closed
+        device = self._sampler.device
+        return Situation(traits, device, views, self._clock(), self._budgets.views(device)), closed
 
     def views(
         self, job: Job, tried: Mapping[str, JobError]
