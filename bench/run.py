@@ -1,8 +1,9 @@
 """Measure what Edgewise costs, and how well it knows what things cost.
 
 Against a bare loop, with many deferred jobs, its estimates against what then happened, how accurate
-a cascade is, HTTP against MQTT, and what scrapes of its metrics take; where asked for, real model
-servers. Prints tables and writes what it found to bench/results, latest.json first.
+a cascade is, HTTP against MQTT, what scrapes of its metrics take and what browsers on its live page
+cost; where asked for, real model servers. Prints tables and writes what it found to bench/results,
+latest.json first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import backlog
+import browsers
 import cascade
 import compare
 import estimates
@@ -30,7 +32,7 @@ from jobs import POINTS_FILE, fetch_face
 from sides import SideError
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("compare", "backlog", "estimates", "cascade", "intake", "scrape", "failures")
+PARTS = ("compare", "backlog", "estimates", "cascade", "intake", "scrape", "browsers", "failures")
 # Only when asked for: they need what `make bench-servers` installs.
 MORE_PARTS = ("servers",)
 
@@ -100,6 +102,17 @@ def run_scrape(folder: Path, *, quick: bool) -> None:
     keep("scrape", notes, scale=asdict(scale), summary=summary, raw=asdict(measured))
 
 
+def run_browsers(folder: Path, *, quick: bool) -> None:
+    """See what browsers on the live page cost jobs."""
+    scale = browsers.QUICK if quick else browsers.FULL
+    measured = browsers.measure(scale, folder)
+    rows = browsers.summarise(measured)
+    browsers.print_table(rows)
+    summary = [asdict(row) for row in rows]
+    notes = list(browsers.warnings(measured))
+    keep("browsers", notes, scale=asdict(scale), summary=summary, raw=asdict(measured))
+
+
 def run_failures(folder: Path, *, quick: bool) -> None:
     """Go through the failure matrix."""
     scale = failures.QUICK if quick else failures.FULL
@@ -155,6 +168,7 @@ def main() -> int:
         "servers": run_servers,
         "intake": run_intake,
         "scrape": run_scrape,
+        "browsers": run_browsers,
     }
     try:
         for name in PARTS if asked.only is None else (asked.only,):

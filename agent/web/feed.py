@@ -21,9 +21,11 @@ log = structlog.get_logger(__name__)
 # Beyond these, browsers are turned away, so that jobs' clients find connections free.
 MOST_BROWSERS = 128
 INTERVAL_S = 0.5
-# What a browser may leave unread: so many events here, and so many bytes with the kernel.
+# What a browser may leave unread: so many events, so many bytes that the kernel does not take, and
+# what the kernel does (it doubles the figure).
 UNREAD_EVENTS = 8
-SEND_BUFFER_BYTES = 64 * 1024
+UNREAD_BYTES = 64 * 1024
+SEND_BUFFER_BYTES = 8 * 1024
 
 Say = Callable[[bool], Iterable[tuple[str, Any]]]
 
@@ -111,18 +113,18 @@ class _Browser:
     def __init__(self, request: web.Request) -> None:
         self.address = request.remote
         self.unread: asyncio.Queue[bytes | None] = asyncio.Queue(UNREAD_EVENTS)
-        self._transport = request.transport
-        if self._transport is not None:
-            connection: socket.socket = self._transport.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        transport = request.transport
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def offer(self, event: bytes) -> bool:
         """Have an event sent; False where too many are unread: then it is cut off."""
-        try:
-            self.unread.put_nowait(event)
-        except asyncio.QueueFull:
-            self._cut_off()
+        if self.unread.full() or self._transport.get_write_buffer_size() > UNREAD_BYTES:
+            self._transport.abort()
             return False
+        self.unread.put_nowait(event)
         return True
 
     def end(self) -> None:
@@ -130,10 +132,6 @@ class _Browser:
         try:
             self.unread.put_nowait(None)
         except asyncio.QueueFull:
-            self._cut_off()
-
-    def _cut_off(self) -> None:
-        if self._transport is not None:
             self._transport.abort()
 
 
