@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,11 +18,16 @@ from agent.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live
+    from rich.text import Text
 
     from agent.mqtt.client import Client
 
 TIMEOUT_S = 2.0
 RECONNECT_S = 1.0
+# A terminal shows the latest decisions, and is drawn anew after so long at the earliest.
+DECISIONS = 10
+REDRAW_S = 0.25
 
 # What is shown of the device: each reading's name, and how its value is written.
 READINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -94,20 +102,51 @@ async def _watch(config: Config, device: str, *, as_json: bool) -> None:
                 console.print(_render(device, seen))
         return
     with Live(console=console, auto_refresh=False, screen=True) as live:
-        async for seen in _changes(config, device):
-            live.update(_render(device, seen), refresh=True)
+        await _draw(live, device, _changes(config, device, decisions=True))
 
 
-async def _changes(config: Config, device: str) -> AsyncIterator[dict[str, Any]]:
+async def _draw(live: Live, device: str, changes: AsyncIterator[dict[str, Any]]) -> None:
+    """Draw what has changed, however often it does."""
+    latest: dict[str, Any] = {}
+    fresh = asyncio.Event()
+
+    async def redraw() -> None:
+        while True:
+            await fresh.wait()
+            fresh.clear()
+            live.update(_render(device, latest), refresh=True)
+            await asyncio.sleep(REDRAW_S)
+
+    drawing = asyncio.create_task(redraw())
+    try:
+        async for seen in changes:
+            if drawing.done():
+                drawing.result()
+            latest = seen
+            fresh.set()
+    finally:
+        drawing.cancel()
+
+
+async def _changes(
+    config: Config, device: str, *, decisions: bool = False
+) -> AsyncIterator[dict[str, Any]]:
     from agent.mqtt.link import LinkError
 
+    topics = ("status", "state", *(("decisions",) if decisions else ()))
+    latest: deque[dict[str, Any]] = deque(maxlen=DECISIONS)
     seen: dict[str, Any] = {"status": "unknown", "state": None}
+    if decisions:
+        seen["decisions"] = latest
     while True:
         try:
             async with _client(config, device) as client:
                 seen.pop("trouble", None)
-                async for name, said in client.follow("status", "state"):
-                    seen = {**seen, "state": said} if name == "state" else {**seen, **said}
+                async for name, said in client.follow(*topics):
+                    if name == "decisions":
+                        latest.appendleft(said)
+                    else:
+                        seen = {**seen, **({"state": said} if name == "state" else said)}
                     yield seen
         except (LinkError, TimeoutError) as error:
             seen = {**seen, "trouble": f"broker {config.mqtt.url}: {str(error) or 'no answer'}"}
@@ -139,41 +178,77 @@ def _render(device: str, seen: dict[str, Any]) -> RenderableType:
         parts.append(Text(seen["trouble"], style="red"))
     state = seen.get("state")
     if state:
-        parts += [_facts(state), Text(), _endpoints(state), Text(), _estimates(state)]
+        parts += [_facts(state), Text(), _routes(state), Text()]
+        if "decisions" in seen:
+            parts += [_decisions(seen["decisions"]), Text()]
+        parts.append(_estimates(state))
     return Group(*parts)
 
 
 def _facts(state: dict[str, Any]) -> RenderableType:
     from rich.table import Table
 
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    facts = []
     for name, value in state["device"].items():
         label, written = READINGS.get(name, (name, str))
-        table.add_row(label, written(value))
-    table.add_row("policy", state["policy"])
+        facts.append((label, written(value)))
+    facts.append(("policy", state["policy"]))
     jobs = state["jobs"]
-    table.add_row("unfinished jobs", f"{jobs['unfinished']}{_paused(state)}")
+    facts.append(("unfinished jobs", f"{jobs['unfinished']}{_paused(state)}"))
     stored = ", ".join(f"{count} {name}" for name, count in jobs["stored"].items() if count)
-    table.add_row("stored jobs", stored or "0")
+    facts.append(("stored jobs", stored or "0"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    half = (len(facts) + 1) // 2
+    for left, right in zip_longest(facts[:half], facts[half:], fillvalue=("", "")):
+        table.add_row(*map(_text, (*left, *right)))
     return table
 
 
-def _endpoints(state: dict[str, Any]) -> RenderableType:
+def _routes(state: dict[str, Any]) -> RenderableType:
     from rich.table import Table
 
-    columns = ("endpoint", "reachable", "rtt ms", "up Mbit/s", "down Mbit/s", "fails")
-    table = Table(*columns, box=None, padding=(0, 2, 0, 2))
-    for name, network in state["endpoints"].items():
+    from agent.job import split_route
+
+    columns = ("route", "waiting", "running", "circuit", "reachable", "rtt ms")
+    more = ("up Mbit/s", "down Mbit/s", "fails")
+    table = Table(*columns, *more, box=None, padding=(0, 1, 0, 2))
+    for name, route in state["routes"].items():
+        network = state["endpoints"].get(split_route(name)[1], {})
         reachable = network.get("reachable")
-        table.add_row(
+        cells = (
             name,
+            str(route["waiting"]),
+            str(route["running"]),
+            network.get("circuit", "-"),
             "-" if reachable is None else "yes" if reachable else "no",
             _number(network.get("rtt_s"), 1000),
             _number(network.get("uplink_bytes_per_s"), 8e-6),
             _number(network.get("downlink_bytes_per_s"), 8e-6),
             _share(network.get("failure_probability")),
         )
-    return table if state["endpoints"] else ""
+        table.add_row(*map(_text, cells))
+    return table
+
+
+def _decisions(latest: Iterable[dict[str, Any]]) -> RenderableType:
+    """Show decisions as they were taken: what came of them, `edgewise explain` tells."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1, 0, 2))
+    for name in ("time", "job", "model", "route", "why"):
+        table.add_column(name, no_wrap=True)
+    for decision in latest:
+        when = datetime.fromtimestamp(decision["time"], UTC).astimezone()
+        route = ":".join(filter(None, (decision["route"], decision["endpoint"])))
+        cells = (
+            f"{when:%H:%M:%S}",
+            decision["id"],
+            decision["model"],
+            route or "none",
+            (decision["reason"] or "").replace("_", " "),
+        )
+        table.add_row(*map(_text, cells))
+    return table
 
 
 def _estimates(state: dict[str, Any]) -> RenderableType:
@@ -193,8 +268,8 @@ def _estimates(state: dict[str, Any]) -> RenderableType:
             # A figure that a meter stands behind is marked.
             mark = "*" if estimate.get("energy_measured") else ""
             table.add_row(
-                model,
-                route,
+                _text(model),
+                _text(route),
                 _number(estimate.get("latency_mean_s"), 1000),
                 _number(estimate.get("latency_std_s"), 1000),
                 _number(estimate.get("latency_p95_s"), 1000),
@@ -206,6 +281,13 @@ def _estimates(state: dict[str, Any]) -> RenderableType:
                 _share(estimate.get("p95_coverage")),
             )
     return table
+
+
+def _text(cell: str) -> Text:
+    """Take a cell for text: no markup of rich's, and nothing that a terminal obeys."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() else "?" for c in cell))
 
 
 def _paused(state: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -116,13 +117,13 @@ class _Browser:
         transport = request.transport
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
-        connection: socket.socket = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._connection: socket.socket = transport.get_extra_info("socket")
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def offer(self, event: bytes) -> bool:
         """Have an event sent; False where too many are unread: then it is cut off."""
         if self.unread.full() or self._transport.get_write_buffer_size() > UNREAD_BYTES:
-            self._transport.abort()
+            self._cut_off()
             return False
         self.unread.put_nowait(event)
         return True
@@ -132,7 +133,12 @@ class _Browser:
         try:
             self.unread.put_nowait(None)
         except asyncio.QueueFull:
-            self._transport.abort()
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        # A reset: else the kernel goes on trying to send what it has.
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
 
 
 def _event(name: str, data: Any) -> bytes:

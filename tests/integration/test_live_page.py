@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import socket
@@ -112,7 +111,7 @@ async def test_a_browser_that_does_not_read_is_cut_off_and_the_others_go_on(serv
     while feed.listeners == 2:
         await quick.event()
     assert await quick.event() == LARGE
-    with contextlib.suppress(ConnectionResetError):
+    with pytest.raises(ConnectionResetError):
         await slow.rest()
     assert feed.listeners == 1
 

@@ -14,6 +14,9 @@ import pytest
 
 from tests.system.conftest import ENVIRONMENT, WAIT_S
 
+# The cursor is back, and so is what was on the screen before.
+LEFT_THE_SCREEN = r"\x1b\[\?25h\x1b\[\?1049l$"
+
 SOON = {"device": {"state_interval_s": 0.1}}
 
 
@@ -104,7 +107,8 @@ async def test_the_readings_and_each_routes_estimate_are_shown(
     assert ended.code == 0
     assert re.search(r"cpu busy +\d+%", ended.out)
     assert re.search(r"memory available +\d+ MiB", ended.out)
-    assert re.search(r"lab +yes +[\d.]+", ended.out)
+    assert re.search(r"local +0 +0 +- +- ", ended.out)
+    assert re.search(r"cloud:lab +0 +0 +closed +yes +[\d.]+", ended.out)
     assert re.search(r"digits +local( +[\d.]+){3} +\d+% +[\d.e-]+ +0 +1 ", ended.out)
 
 
@@ -119,6 +123,27 @@ async def test_a_watch_shows_each_change_until_it_is_interrupted(
     await run_job(program, digits, "one")
     await watching.shows(r"digits +local[^\n]* 1 +\d+%", place)
     assert await watching.interrupt() == 0
+
+
+async def test_a_watch_on_a_terminal_shows_each_decision_and_goes_on_after_a_restart(
+    start_daemon, configure, program, digits, watching
+):
+    config = configure(**SOON)
+    daemon = await start_daemon(config)
+    await watching.start("--config", config, terminal=True)
+    place = await watching.shows(r"digits +local")
+    await run_job(program, digits, "before")
+    place = await watching.shows(r"before +digits +local +only route", place)
+    daemon.signal(signal.SIGTERM)
+    place = await watching.shows(r": offline", place)
+    assert await daemon.ended() == 0
+    program.forget()
+    await start_daemon(config)
+    place = await watching.shows(r": online", place)
+    await run_job(program, digits, "after")
+    await watching.shows(r"after +digits +local +only route", place)
+    assert await watching.interrupt() == 0
+    await watching.shows(LEFT_THE_SCREEN, place)
 
 
 async def test_a_watch_sees_the_device_go_and_come(start_daemon, configure, program, watching):

@@ -528,7 +528,7 @@ function drawChart([name, title, value, above, written, idle], from, last) {
   });
   const summary = latest.map(([route, , text]) => `${route} ${text}`).join(", ");
   svg.setAttribute("aria-label", `${title}: ${summary || "nothing yet"}`);
-  const caption = top ? `${title}, up to ${written(top)}` : `${title}: none in five minutes`;
+  const caption = top ? `${title}, up to ${written(top)}` : `${title}: none`;
   const legend = latest.map(([route, style, text]) =>
     make("li", { class: style }, make("span", {}, `${route} ${text}`)),
   );
