@@ -105,7 +105,8 @@ class Connections:
             streamed: Told of the text of a response that comes piece by piece.
 
         Raises:
-            JobError: (endpoint_error) the response is too long, or sends us elsewhere.
+            JobError: (endpoint_error) the response is too long, or sends us elsewhere; or the
+                connections are closed.
             aiohttp.ClientError, OSError: No whole response came.
             TimeoutError: It did not come in time.
         """
@@ -146,6 +147,8 @@ class Connections:
         streamed: Callable[[str], None],
     ) -> Response:
         assert self._session is not None, "the route is not started"
+        if self._session.closed:
+            raise self._error("is no longer configured")
         left_s = max(left_s, 0.001)
         timeout = aiohttp.ClientTimeout(
             total=left_s,
@@ -191,10 +194,14 @@ class Connections:
 
     def _follow(self, url: URL, response: Response) -> URL:
         """Give where a redirect leads, if that is the same place."""
+        location = response.headers.get("Location", "")
         try:
-            target = url.join(URL(response.headers.get("Location", "")))
+            # A name and password in it would take the place of our credentials.
+            target = url.join(URL(location)).with_user(None)
         except ValueError:
-            raise self._error("redirects to what is no URL") from None
+            location = ""
+        if not location:
+            raise self._error("redirects to what is no URL")
         upgraded = (url.scheme, url.port, target.scheme, target.port) == (
             *("http", PLAIN_PORT),
             *("https", SECURE_PORT),

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agent.config import Endpoint, read_secret
+from agent.config import ConfigError, Endpoint, read_secret
 from agent.credentials import Watched, client_tls
 
 
@@ -40,7 +40,10 @@ def credentials(endpoint: str, settings: Endpoint, clock: Callable[[], float]) -
     def make() -> Shown:
         token = None
         if settings.token_file is not None:
-            token = read_secret(settings.token_file, f"{section}.token_file")
+            key = f"{section}.token_file"
+            token = read_secret(settings.token_file, key)
+            if not token.isprintable():
+                raise ConfigError(settings.token_file, key, "holds more than one line, or no text")
         secured = settings.ca_file is not None or settings.cert_file is not None
         return Shown(token, client_tls(settings, section) if secured else True)
 

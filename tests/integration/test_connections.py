@@ -128,6 +128,41 @@ async def test_a_redirect_to_another_host_is_not_followed(serve, connect, tmp_pa
     assert other.seen == []
 
 
+@pytest.mark.parametrize("where", ["", "mailto:x@example.org", "data:,x"])
+async def test_a_redirect_to_nowhere_is_an_error_of_the_endpoint(serve, connect, where):
+    server = await serve()
+    server.says = lambda request: web.Response(status=307, headers={"Location": where})
+    connections = await connect(plain(server))
+    with pytest.raises(JobError, match="redirects to what is no URL") as caught:
+        await connections.exchange(INFER, WAIT_S)
+    assert caught.value.code is ErrorCode.ENDPOINT_ERROR
+    assert len(server.seen) == 1
+
+
+async def test_a_redirect_does_not_take_the_place_of_our_token(serve, connect, tmp_path):
+    (tmp_path / "token").write_text("s3cret")
+    server = await serve()
+
+    def says(request):
+        if request.path == "/there":
+            return web.Response(text="ok")
+        location = f"http://user:password@127.0.0.1:{server.port}/there"
+        return web.Response(status=307, headers={"Location": location})
+
+    server.says = says
+    connections = await connect(plain(server), token_file=str(tmp_path / "token"))
+    assert (await connections.exchange(INFER, WAIT_S)).body == b"ok"
+    assert server.seen[-1].headers["Authorization"] == "Bearer s3cret"
+
+
+async def test_what_comes_after_the_connections_are_closed_is_no_internal_error(serve, connect):
+    connections = await connect(plain(await serve()))
+    await connections.stop()
+    with pytest.raises(JobError, match="no longer configured") as caught:
+        await connections.exchange(INFER, WAIT_S)
+    assert caught.value.code is ErrorCode.ENDPOINT_ERROR
+
+
 async def test_a_redirect_in_a_circle_ends(serve, connect):
     server = await serve()
     server.says = lambda request: web.Response(status=308, headers={"Location": request.path})
@@ -237,6 +272,8 @@ async def test_a_token_is_read_again_when_its_file_changes(serve, connect, clock
     assert await shown() == "Bearer second"
     token.unlink()
     assert await shown() == "Bearer second"
+    token.write_text("no\nheader")
+    assert await shown() == "Bearer second"
     token.write_text("third")
     assert await shown() == "Bearer third"
 
@@ -314,8 +351,8 @@ async def test_a_client_certificate_is_shown_and_read_again_when_its_file_change
 
 @pytest.mark.parametrize("key", ["token_file", "ca_file", "cert_file"])
 async def test_credentials_that_cant_be_used_at_the_start_are_named(connect, tmp_path, key):
-    (tmp_path / "broken").write_text("")
-    with pytest.raises(ConfigError, match=f"endpoints.lab.{key}"):
-        await connect("https://127.0.0.1:9", **{key: str(tmp_path / "broken")})
-    with pytest.raises(ConfigError, match=f"endpoints.lab.{key}"):
-        await connect("https://127.0.0.1:9", **{key: str(tmp_path / "missing")})
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "lines").write_text("first\nsecond")
+    for name in ("empty", "lines", "missing"):
+        with pytest.raises(ConfigError, match=f"endpoints.lab.{key}"):
+            await connect("https://127.0.0.1:9", **{key: str(tmp_path / name)})
