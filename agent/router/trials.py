@@ -16,9 +16,9 @@ from agent.events import Events
 from agent.job import Job, JobError, Placement
 from agent.router import constraints
 from agent.router.budgets import Budgets
-from agent.router.surroundings import Surroundings, price_of
+from agent.router.surroundings import Surroundings, spending_of
 from agent.router.unseen import PRIORITY, Attempt, Unseen
-from agent.routes.requests import LeftAloneError
+from agent.routes.requests import FAIR_TIME_S, LeftAloneError
 from policies.api import Estimate, Plan, Situation, Why
 
 log = structlog.get_logger(__name__)
@@ -29,6 +29,8 @@ LONGEST_ID = 128
 # A trial takes no longer than this, or twice the usual: the next one may find the endpoint well.
 LONGEST_S = 2.0
 LONGEST_P95 = 2.0
+# One that ends earlier may tell nothing, and the next would go at once.
+LEAST_S = 1.25 * FAIR_TIME_S
 
 
 class Trials:
@@ -82,10 +84,13 @@ class Trials:
 
     def _is_allowed(self, job: Job, name: str, situation: Situation) -> bool:
         route, view = self._around.routes[name], situation.route(name)
+        if view is None:
+            return False
+        device, spending = situation.device, spending_of(job, route, view.estimate)
         return (
-            view is not None
-            and constraints.forbidden(job, route, price_of(job, route, view.estimate)) is None
-            and self._budgets.must_save(situation.device) is None
+            constraints.forbidden(job, route, spending.money) is None
+            and self._budgets.must_save(device) is None
+            and self._budgets.closed(route.kind, spending, device) is None
         )
 
     def _begin(self, job: Job, name: str, situation: Situation) -> None:
@@ -93,6 +98,7 @@ class Trials:
             replace(view, closed=None) if view.name == name else view for view in situation.routes
         )
         expected = {view.name: view.estimate for view in views}
+        now = self._clock()
         longest_s = max(LONGEST_S, LONGEST_P95 * (expected[name].latency_p95_s or 0.0))
         copy = replace(
             job,
@@ -100,7 +106,7 @@ class Trials:
             priority=PRIORITY,
             # There is nothing that it would have to leave time for.
             placement=Placement.ONLY_CLOUD,
-            deadline_at=min(job.deadline_at, self._clock() + longest_s),
+            deadline_at=min(max(job.deadline_at, now + LEAST_S), now + longest_s),
         )
         plan = Plan(name, Why.EXPLORATION, expected=expected[name])
         self._unseen.begin(

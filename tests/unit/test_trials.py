@@ -11,6 +11,7 @@ from agent.events import Attempted
 from agent.job import ID_PATTERN, ErrorCode, JobError, Placement
 from agent.router.budgets import Budgets
 from agent.router.retries import MOST, SHARE
+from agent.router.trials import LEAST_S
 from agent.routes.circuit import OPENS_AFTER, PAUSE_FIRST_S, Circuit
 from agent.routes.requests import LeftAloneError
 from policies.api import Plan, Why
@@ -109,6 +110,17 @@ async def test_a_budget_that_is_spent_allows_no_trial(build_router, make_job, cl
     await built.run(make_job())
     await settle()
     assert built.cloud.seen == []
+    assert [event.plan.route for event in built.events.of(Attempted)] == ["local"]
+
+
+async def test_a_trial_has_the_time_to_tell_something_however_short_the_jobs(
+    built, make_job, clock
+):
+    leave_alone(built.cloud, clock, due=True)
+    await built.run(make_job(deadline_at=clock.now + 0.05))
+    await settle()
+    [copy] = built.cloud.seen
+    assert copy.deadline_at == clock.now + LEAST_S
 
 
 async def test_a_job_that_has_no_other_way_is_its_own_trial(built, make_job, clock):
