@@ -120,6 +120,15 @@ def test_a_server_that_streams_unasked_or_not_at_all_is_understood(ask):
     )
 
 
+@pytest.mark.parametrize("count", [-1_000_000, 10**400])
+def test_a_count_of_tokens_that_is_none_is_not_believed(ask, count):
+    body = {
+        "choices": [{"message": {"content": "yo"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": count, "completion_tokens": 1},
+    }
+    assert 0 < ask(json.dumps(body).encode(), stream=False).tokens.input < 1000
+
+
 def test_tokens_that_are_not_counted_are_estimated_high(ask):
     tokens = ask(b"".join([*STREAM[:4], STREAM[5]])).tokens
     assert tokens.input > 2
@@ -153,7 +162,11 @@ def test_embeddings_of_unlike_sizes_are_an_error(ask):
         ask(embeddings([1.0], [1.0, 2.0]), stream=False, task="embeddings", texts=("a", "b"))
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=9), max_size=5))
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=9), max_size=5
+    )
+)
 def test_any_events_are_read_however_they_are_cut(texts):
     stream = EventStream()
     sent = "".join(f"id: 1\ndata: {text}\n\n" for text in texts).encode()

@@ -29,6 +29,8 @@ STREAM_TYPE = "text/event-stream"
 JPEG_MAGIC = b"\xff\xd8\xff"
 # Where an endpoint counts no tokens: a text has about one for four bytes of it.
 BYTES_PER_TOKEN = 4
+# No request has more tokens: such a count is none.
+MOST_TOKENS = 10**9
 # Statuses by which a server may mean a field that it does not know.
 CONFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 PLAIN = "plain"
@@ -41,6 +43,11 @@ class _Error(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can be meant: a negative count would fill a budget up again."""
+        return all(0 <= n <= MOST_TOKENS for n in (self.prompt_tokens, self.completion_tokens))
 
 
 class _Text(msgspec.Struct):
@@ -285,7 +292,7 @@ def _row(embedding: list[float] | str) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def _tokens(usage: _Usage | None, sent_bytes: int, text_bytes: int) -> Tokens:
     """Give the tokens as counted there; else an estimate, so that a budget does not leak."""
-    if usage is not None:
+    if usage is not None and usage.counts:
         return Tokens(usage.prompt_tokens, usage.completion_tokens)
     return Tokens(-(-sent_bytes // BYTES_PER_TOKEN), -(-text_bytes // BYTES_PER_TOKEN))
 
