@@ -33,6 +33,8 @@ REFUSALS: dict[int, ErrorCode] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ErrorCode.TOO_LARGE,
 }
 NO_TOKENS = Tokens(0, 0)
+# There was no connection to send a request by.
+UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 # Statuses with which an endpoint may say how long it wants to be left alone.
 BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 MOST_SAID = 200  # characters of an endpoint's own account of an error
@@ -117,11 +119,12 @@ class CloudRoute:
             name, self._protocol, self._connections.exchange, endpoint.timeout_s, clock
         )
         self._prober: Prober | None = None
+        self._preparing = 0
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait for one of `max_in_flight` requests to end."""
-        return self._requests.waiting
+        """Jobs that are made ready, or wait for one of `max_in_flight` requests to end."""
+        return self._preparing + self._requests.waiting
 
     @property
     def running(self) -> int:
@@ -159,8 +162,7 @@ class CloudRoute:
 
     def price(self, job: Job) -> float:
         """What the request costs if nothing comes back; see `Route`."""
-        text_bytes = sum(len(each.data) for each in job.inputs if each.datatype == BYTES)
-        return self._settings.cost(job.input_bytes, text_bytes // BYTES_PER_TOKEN)
+        return self._settings.cost(job.input_bytes, _given(job).input)
 
     async def run(
         self,
@@ -191,10 +193,7 @@ class CloudRoute:
     ) -> Outcome:
         began = self._clock()
         try:
-            if not self._protocol.knows_enough(job):
-                await self._introduction.wait(timeout_s)
-            inputs = await self._inputs(job, timeout_s - (self._clock() - began))
-            request = self._protocol.encode(job, inputs)
+            inputs, request = await self._make_ready(job, timeout_s, began)
             await self._requests.wait_for_turn(job, timeout_s - (self._clock() - began))
         except JobError as error:
             # An image that can't be decoded here is no better elsewhere.
@@ -211,6 +210,18 @@ class CloudRoute:
             run_s=self._clock() - running,
             bytes_ahead=ahead,
         )
+
+    async def _make_ready(
+        self, job: Job, timeout_s: float, began: float
+    ) -> tuple[tuple[Tensor, ...], Request]:
+        self._preparing += 1
+        try:
+            if not self._protocol.knows_enough(job):
+                await self._introduction.wait(timeout_s)
+            inputs = await self._inputs(job, timeout_s - (self._clock() - began))
+            return inputs, self._protocol.encode(job, inputs)
+        finally:
+            self._preparing -= 1
 
     async def _inputs(self, job: Job, timeout_s: float) -> tuple[Tensor, ...]:
         if job.image is None or self._protocol.takes_image(job.model):
@@ -229,6 +240,7 @@ class CloudRoute:
         timeout_s = min(self._settings.timeout_s, left_s)
         ends_at = began + timeout_s
         traffic = Traffic()
+        response: Response | None = None
         try:
             request, response = await self._delivery.deliver(
                 job, inputs, request, ends_at, streamed, traffic
@@ -237,12 +249,14 @@ class CloudRoute:
             outputs, confidence = self._label(job.model, result.outputs)
         except JobError as error:
             self._judge(job, error, self._clock() - began)
-            return self._outcome(traffic, error=error)
+            refused = response is not None and response.status != HTTPStatus.OK
+            return self._outcome(traffic, NO_TOKENS if refused else _given(job), error=error)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             broken = self._failure(failure)
             late = isinstance(failure, TimeoutError)
             self._judge(job, broken, self._clock() - began, late=late)
-            return self._outcome(traffic, error=broken, timed_out=late)
+            tokens = NO_TOKENS if isinstance(failure, UNSENT) else _given(job)
+            return self._outcome(traffic, tokens, error=broken, timed_out=late)
         took_s = self._clock() - began
         if self._pace.is_slow(job.model, took_s, timeout_s):
             self.circuit.fail(slow(self.endpoint, took_s), was_slow=True)
@@ -293,3 +307,9 @@ class CloudRoute:
         else:
             text = f"failed: {str(failure) or type(failure).__name__}"
         return JobError(ErrorCode.ENDPOINT_ERROR, f"endpoint '{self.endpoint}' {text}")
+
+
+def _given(job: Job) -> Tokens:
+    """Give the tokens of a job's texts: what is charged for at the least, once they are sent."""
+    text_bytes = sum(len(each.data) for each in job.inputs if each.datatype == BYTES)
+    return Tokens(text_bytes // BYTES_PER_TOKEN, 0)
