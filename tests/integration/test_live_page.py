@@ -50,7 +50,7 @@ async def serve_feed():
     servers, browsers = [], []
 
     async def start(feed):
-        server = Web("127.0.0.1", 0, [web.get("/events", feed.stream)], token=None)
+        server = Web("127.0.0.1", 0, [web.get("/events", feed.stream)])
         servers.append((server, feed))
         await server.start()
         host, _, port = server.address.rpartition(":")
