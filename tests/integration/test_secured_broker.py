@@ -322,6 +322,28 @@ async def test_an_answer_that_the_broker_refuses_is_not_taken_as_delivered(
     await readiness(serving.daemon, 200)
 
 
+async def test_an_answer_to_a_job_of_the_pool_that_is_refused_is_kept_until_it_is_taken(
+    serve, configure, connect, start_broker, digits, device, tmp_path
+):
+    rules = tmp_path / "acl"
+    rules.write_text(f"topic deny edgewise/v1/{device}/results/+\ntopic readwrite edgewise/#\n")
+    broker = start_broker(f"acl_file {rules}")
+    program = await connect(broker)
+    with capture_logs() as logged:
+        config = configure(at=broker, mqtt={"share_group": "gate"})
+        serving = await serve(config, heard_by=program)
+        await serving.daemon.pool.session.until_connected()
+        pool = await connect(broker, of="pool")
+        await pool.submit("digits", digits.job("denied"))
+        await lines(logged, "answer_refused")
+    said = await readiness(serving.daemon, 503)
+    assert said.startswith("pool: answers: the broker refused")
+    rules.write_text("topic readwrite edgewise/#\n")
+    broker.reload()
+    assert digits.read(await program.answer("denied")) == "3"
+    await readiness(serving.daemon, 200)
+
+
 async def test_a_certificate_that_is_replaced_is_shown_without_a_restart(
     run, settings_of, authority
 ):

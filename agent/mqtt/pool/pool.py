@@ -41,6 +41,9 @@ INTAKE = "pool"
 # A job that can't go on here is tried again after so long, where nobody else has room for it.
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 8.0
+# An answer that the broker refuses is kept in memory: so many of them.
+REFUSED_KEPT = 100
+REFUSED_RETRY_LAST_S = 60.0
 TICK_S = 0.5
 # What is said of us changes no more often.
 NOTICE_EVERY_S = 0.05
@@ -92,6 +95,7 @@ class Pool:
         self._waiting: deque[Held] = deque()  # not given yet
         self._no_room: set[Held] = set()  # will be tried again: the lifecycle has no room for them
         self._taking_up: set[str] = set()
+        self._refused: dict[str, str] = {}  # answers that the broker won't take, and why
         self._full = False
         self._notice_due = asyncio.Event()
         self._leaving = False
@@ -108,8 +112,9 @@ class Pool:
 
     @property
     def trouble(self) -> str | None:
-        """Why jobs of the pool can't get in, or None."""
-        return None if self.session.trouble is None else f"pool: {self.session.trouble}"
+        """Why jobs of the pool can't get in or their answers out, or None."""
+        trouble = self.session.trouble or next(iter(self._refused.values()), None)
+        return None if trouble is None else f"pool: {trouble}"
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -268,17 +273,29 @@ class Pool:
         if taken.cancelled() or taken.exception() is not None or taken.result().value < REFUSED:
             return  # where the connection ended, the broker has both or hands the job over again
         log.error("answer_refused", job_id=answer.id, topic=reply, error=str(taken.result()))
-        if reply is not None:
+        if len(self._refused) < REFUSED_KEPT:
             self._spawn(self._answer_on_results(answer.id, payload, header_length))
+        else:
+            log.error("answer_lost", job_id=answer.id, error="too many are refused")
 
     async def _answer_on_results(
         self, job_id: str, payload: bytes, header_length: int | None
     ) -> None:
+        """Answer a job that the broker has let go of: nobody else can any more."""
         topic = f"edgewise/v1/{self._device}/results/{job_id}"
-        try:
-            await self.session.publish(topic, payload, properties_of(None, header_length))
-        except PublishRefusedError as error:
-            log.error("answer_undelivered", job_id=job_id, error=str(error))  # noqa: TRY400
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                await self.session.publish(topic, payload, properties_of(None, header_length))
+            except PublishRefusedError as error:
+                if job_id not in self._refused:
+                    self._refused[job_id] = f"answers: {error}"
+                    log.error("answer_refused", job_id=job_id, error=str(error))  # noqa: TRY400
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, REFUSED_RETRY_LAST_S)
+            else:
+                self._refused.pop(job_id, None)
+                return
 
     def _acknowledge(self, delivery: Delivery) -> None:
         if delivery.link is not None:
