@@ -54,6 +54,7 @@ def check(ctx: typer.Context, as_json: Json = False) -> None:
 
 async def _check(config: Config, where: str, findings: _Findings) -> None:
     from agent import daemon
+    from agent.cli import openness
     from agent.routes.local import probe
 
     try:
@@ -65,6 +66,7 @@ async def _check(config: Config, where: str, findings: _Findings) -> None:
         findings.errors.append(f"{where}: {error.key or error.where}: {error.reason}")
     except OSError as error:
         findings.errors.append(f"{where}: {error.filename or 'ca_file'}: {error.strerror}")
+    findings.warnings += [f"{where}: {found}" for found in openness.find(config)]
     for name, model in config.models.items():
         if model.path is not None and model.sha256 is None:
             findings.warnings.append(
