@@ -145,8 +145,9 @@ class _Client(paho.Client):
         except (ssl.SSLError, ConnectionError):
             # By TLS 1.3 we learn only now that our certificate was refused; why is still to read.
             connection: Any = self.socket()
-            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
-                connection.recv(1)
+            if isinstance(connection, ssl.SSLSocket):
+                with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                    connection.recv(1)
             raise
 
     def _easy_log(self, level: Any, _form: str, *arguments: Any) -> None:
