@@ -420,6 +420,14 @@ def start_broker(mosquitto, tmp_path):
         yield start
 
 
+@pytest.fixture(scope="session")
+def openssl() -> None:
+    """For what guides tell operators to do with it."""
+    if shutil.which("openssl") is None:
+        missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        missing("needs openssl")
+
+
 @pytest.fixture
 def make_authority(tmp_path):
     def make(name: str) -> Authority:

@@ -138,7 +138,9 @@ async def test_files_that_cant_be_used_at_the_start_are_named(
         await serve(**settings)
 
 
-async def test_a_key_that_is_encrypted_is_refused_and_not_asked_about(serve, authority, tmp_path):
+async def test_a_key_that_is_encrypted_is_refused_and_not_asked_about(
+    openssl, serve, authority, tmp_path
+):
     key = tmp_path / "key.pem"
     made = await asyncio.create_subprocess_exec(
         *("openssl", "pkey", "-aes128", "-passout", "pass:hush"),

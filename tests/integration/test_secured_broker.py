@@ -361,7 +361,7 @@ async def test_a_certificate_that_is_replaced_is_shown_without_a_restart(
 
 
 async def test_the_guide_makes_certificates_that_the_broker_goes_by(
-    start_broker, connect, tmp_path
+    openssl, start_broker, connect, tmp_path
 ):
     """Its commands as they stand, but for the broker's address; read in from Debian's own file."""
     guide = (DEPLOY.parents[1] / "docs" / "secure-the-broker.md").read_text()
