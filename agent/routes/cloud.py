@@ -16,8 +16,8 @@ from agent.job import BYTES, ErrorCode, Job, JobError, Load, Outcome, Tensor
 from agent.routes import unheard
 from agent.routes.circuit import Circuit
 from agent.routes.compression import CODERS, Compression
-from agent.routes.connections import Connections
-from agent.routes.delivery import Delivery, Traffic
+from agent.routes.connections import Connections, Traffic
+from agent.routes.delivery import Delivery
 from agent.routes.introduction import Introduction
 from agent.routes.pace import Pace
 from agent.routes.probe import Prober

@@ -36,9 +36,18 @@ RESEND_SHARE, RESEND_MOST = 0.01, 10.0
 
 
 @dataclass(slots=True)
+class Traffic:
+    """The bytes of one attempt's requests and responses, as they were on the wire."""
+
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(slots=True)
 class _Sent:
     """How far a request has got."""
 
+    traffic: Traffic
     reused: bool = False  # over a connection that had carried others
     answered: bool = False  # something has come back
 
@@ -93,7 +102,11 @@ class Connections:
             await self._session.close()
 
     async def exchange(
-        self, request: Request, timeout_s: float, streamed: Callable[[str], None] = unheard
+        self,
+        request: Request,
+        timeout_s: float,
+        streamed: Callable[[str], None] = unheard,
+        traffic: Traffic | None = None,
     ) -> Response:
         """Send a request, and give its response, whatever its status.
 
@@ -103,6 +116,7 @@ class Connections:
             request: The request.
             timeout_s: How long it may take.
             streamed: Told of the text of a response that comes piece by piece.
+            traffic: Counts the bytes, also of requests made again and where no response comes.
 
         Raises:
             JobError: (endpoint_error) the response is too long, or sends us elsewhere; or the
@@ -114,29 +128,35 @@ class Connections:
         self._resends.earn()
         ends_at = self._clock() + max(timeout_s, 0.001)
         url = URL(self._url + request.path, encoded=True)
+        traffic = Traffic() if traffic is None else traffic
         for _ in range(MOST_REDIRECTS + 1):
-            response = await self._deliver(url, request, ends_at, streamed)
+            response = await self._deliver(url, request, ends_at, streamed, traffic)
             if response.status not in REDIRECTS:
                 return response
             url = self._follow(url, response)
         raise self._error(f"redirects more than {MOST_REDIRECTS} times")
 
     async def _deliver(
-        self, url: URL, request: Request, ends_at: float, streamed: Callable[[str], None]
+        self,
+        url: URL,
+        request: Request,
+        ends_at: float,
+        streamed: Callable[[str], None],
+        traffic: Traffic,
     ) -> Response:
         """Send a request, and once more if the first went into a connection that was closed.
 
         A server may close a kept connection at the moment it is used. Nothing of a response has
         come then, and nothing of the request was processed.
         """
-        sent = _Sent()
+        sent = _Sent(traffic)
         try:
             return await self._send(url, request, ends_at - self._clock(), sent, streamed)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             if not sent.reused or sent.answered or not self._resends.has_one:
                 raise
         self._resends.spend()
-        return await self._send(url, request, ends_at - self._clock(), _Sent(), streamed)
+        return await self._send(url, request, ends_at - self._clock(), _Sent(traffic), streamed)
 
     async def _send(
         self,
@@ -162,6 +182,7 @@ class Connections:
             **shown.headers,
             TIMEOUT_HEADER: str(math.ceil(left_s * 1000)),
         }
+        sent.traffic.sent += len(request.body)
         async with asyncio.timeout(self._settings.first_byte_timeout_s):
             response = await self._session.request(
                 request.method,
@@ -175,22 +196,27 @@ class Connections:
             )
         sent.answered = True
         async with response:
-            body = bytearray()
-            async for piece in response.content.iter_any():
-                body += piece
-                if len(body) > self._max_response_bytes:
-                    raise self._error(
-                        f"gave a response of more than {self._max_response_bytes} bytes"
-                    )
-                if request.listen is not None and response.status == HTTPStatus.OK:
-                    text = request.listen(piece)
-                    if text:
-                        streamed(text)
-            carried = response.content.total_raw_bytes
-            content = bytes(body)
-            if response.status >= HTTPStatus.BAD_REQUEST:
-                content = shown.blot_out(content)  # it gets into answers and logs
-            return Response(response.status, response.headers, content, carried)
+            try:
+                body = await self._read(request, response, streamed)
+            finally:
+                sent.traffic.received += response.content.total_raw_bytes
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            body = shown.blot_out(body)  # it gets into answers and logs
+        return Response(response.status, response.headers, body)
+
+    async def _read(
+        self, request: Request, response: aiohttp.ClientResponse, streamed: Callable[[str], None]
+    ) -> bytes:
+        body = bytearray()
+        async for piece in response.content.iter_any():
+            body += piece
+            if len(body) > self._max_response_bytes:
+                raise self._error(f"gave a response of more than {self._max_response_bytes} bytes")
+            if request.listen is not None and response.status == HTTPStatus.OK:
+                text = request.listen(piece)
+                if text:
+                    streamed(text)
+        return bytes(body)
 
     def _follow(self, url: URL, response: Response) -> URL:
         """Give where a redirect leads, if that is the same place."""

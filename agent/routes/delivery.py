@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from agent.job import Job, Tensor
 from agent.routes.compression import Compression
-from agent.routes.connections import Connections
+from agent.routes.connections import Connections, Traffic
 from agent.routes.protocols import Protocol, Request, Response
-
-
-@dataclass(slots=True)
-class Traffic:
-    """The bytes of one attempt's requests and responses, as they were on the wire."""
-
-    sent: int = 0
-    received: int = 0
 
 
 class Delivery:
@@ -75,11 +66,8 @@ class Delivery:
         """Send a request, compressed if that pays; as it is once more where it was not taken."""
 
         async def exchange(spelled: Request) -> Response:
-            traffic.sent += len(spelled.body)
             left_s = ends_at - self._clock()
-            response = await self._connections.exchange(spelled, left_s, streamed)
-            traffic.received += response.carried
-            return response
+            return await self._connections.exchange(spelled, left_s, streamed, traffic)
 
         self._compression.takes(self._protocol.codings)
         packed = await self._compression.pack(job.model, request)

@@ -13,7 +13,7 @@ from aiohttp import web
 from agent.config import ConfigError, Endpoint
 from agent.credentials import LOOK_EVERY_S
 from agent.job import ErrorCode, JobError
-from agent.routes.connections import TIMEOUT_HEADER, Connections
+from agent.routes.connections import TIMEOUT_HEADER, Connections, Traffic
 from agent.routes.protocols import Request
 
 INFER = Request("/v2/models/m/infer", b"{}", {"Content-Type": "application/json"})
@@ -249,8 +249,41 @@ async def test_a_response_that_is_too_long_is_an_error(serve, connect):
     server = await serve()
     server.says = lambda request: web.Response(body=bytes(1001))
     connections = await connect(plain(server))
+    traffic = Traffic()
     with pytest.raises(JobError, match="more than 1000 bytes"):
-        await connections.exchange(INFER, WAIT_S)
+        await connections.exchange(INFER, WAIT_S, traffic=traffic)
+    assert (traffic.sent, traffic.received) == (2, 1001)
+
+
+async def test_the_bytes_of_a_request_that_is_sent_on_count_each_time(serve, connect):
+    server = await serve()
+    server.says = lambda request: (
+        web.Response(text="ok")
+        if request.path == "/there"
+        else web.Response(status=307, headers={"Location": "/there"}, text="there")
+    )
+    connections = await connect(plain(server))
+    traffic = Traffic()
+    await connections.exchange(INFER, WAIT_S, traffic=traffic)
+    assert (traffic.sent, traffic.received) == (2 * 2, 5 + 2)
+
+
+async def test_the_bytes_of_a_response_that_breaks_off_count(serve, connect):
+    server = await serve()
+
+    async def says(request):
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(bytes(40))
+        request.transport.close()
+        return response
+
+    server.says = says
+    connections = await connect(plain(server))
+    traffic = Traffic()
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await connections.exchange(INFER, WAIT_S, traffic=traffic)
+    assert (traffic.sent, traffic.received) == (2, 40)
 
 
 async def test_a_token_is_read_again_when_its_file_changes(serve, connect, clock, tmp_path):

@@ -29,7 +29,6 @@ class Response:
     status: int
     headers: Mapping[str, str]  # names in any case
     body: bytes = field(repr=False)
-    carried: int = 0  # bytes of the body as it came, compressed or not
 
 
 @dataclass(frozen=True, slots=True)
