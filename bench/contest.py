@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import machine
 from baselines import BASELINES
+from informed import Informed
 
 from agent import log
 from agent.plugins import LoadedPolicy
@@ -27,6 +29,8 @@ MIXES = {
     "bursts": "bursts:every_s=8,size=10,apart_ms=50,deadline_ms=1500",
 }
 JUDGED = "adaptive"
+# The judged one again, where it need not learn (`informed`): how old what it knows of networks is.
+INFORMED = {"all known now": 0.0, "all known 1 s ago": 1.0}
 NEAR_BEST = 1.02  # times the cost of the best
 
 
@@ -67,6 +71,7 @@ class Result:
     combination: Combination
     policies: Mapping[str, dict[str, Any]]
     oracle: dict[str, Any]
+    bounds: Mapping[str, float]  # of the oracle: `INFORMED`
 
     def ratio(self, policy: str) -> float:
         """Give the oracle's cost over the policy's."""
@@ -141,7 +146,18 @@ def compare(combination: Combination, names: Sequence[str] = POLICIES) -> Result
     found = report.report(runs, oracle, seed=combination.seed)
     for name, run in runs.items():
         found["policies"][name]["errors"] = errors(run)
-    return Result(combination, found["policies"], {**found["oracle"], "errors": errors(oracle)})
+    bounds = {name: _informed(given, lag_s, combination.seed) for name, lag_s in INFORMED.items()}
+    ratios = report.report(bounds, oracle, seed=combination.seed)["policies"]
+    return Result(
+        combination,
+        found["policies"],
+        {**found["oracle"], "errors": errors(oracle)},
+        {name: each["oracle_ratio"] for name, each in ratios.items()},
+    )
+
+
+def _informed(given: world.Scenario, lag_s: float, seed: int) -> world.Run:
+    return world.simulate(given, make_policy(JUDGED, seed), partial(Informed, given, lag_s))
 
 
 def errors(run: world.Run) -> dict[str, int]:
@@ -222,6 +238,10 @@ def print_policies(results: Sequence[Result]) -> None:
     jobs = sum(result.oracle["jobs"] for result in results)
     missed = sum(result.oracle["deadline_misses"] for result in results)
     print(f"{'oracle':14} {1:9.1%} {1:7.1%} {'':8} {missed:8d}  of {jobs} jobs")
+    for name in INFORMED:
+        bounds = [result.bounds[name] for result in results]
+        mean, least = statistics.fmean(bounds), min(bounds)
+        print(f"{JUDGED}, {name}: {mean:.1%} of the oracle, lowest {least:.1%}")
 
 
 def print_parts(results: Sequence[Result]) -> None:

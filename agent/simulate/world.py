@@ -11,7 +11,7 @@ import contextlib
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agent.estimate import EnergyAccount, Estimates
@@ -87,15 +87,24 @@ class Run:
     battery_charge: float | None = None  # at the end
 
 
-def simulate(scenario: Scenario, policy: LoadedPolicy) -> Run:
+def simulate(
+    scenario: Scenario,
+    policy: LoadedPolicy,
+    make_estimates: Callable[..., Estimates] = Estimates,
+) -> Run:
     """Run one policy over all jobs.
 
     Policies that draw from the `random` module draw the same each time.
+
+    Args:
+        scenario: What the policy is put to.
+        policy: The policy.
+        make_estimates: Makes what the policy is told of routes, as `Estimates` is made.
     """
     state = random.getstate()
     random.seed(scenario.seed)
     try:
-        return clock.run(_simulate(scenario, policy))
+        return clock.run(_simulate(scenario, policy, make_estimates))
     finally:
         random.setstate(state)
 
@@ -118,20 +127,29 @@ def simulate_oracle(scenario: Scenario) -> Run:
     return min(runs, key=lambda run: math.fsum(record.cost for record in run.records))
 
 
-async def _simulate(scenario: Scenario, policy: LoadedPolicy) -> Run:
-    return await _World(scenario, policy).run()
+async def _simulate(
+    scenario: Scenario, policy: LoadedPolicy, make_estimates: Callable[..., Estimates]
+) -> Run:
+    return await _World(scenario, policy, make_estimates).run()
 
 
 async def _simulate_oracle(scenario: Scenario, radio: RadioPlan) -> tuple[Run, list[Saving]]:
     routes: dict[str, Foreseeing] = {}
     oracle = Oracle(routes, radio, scenario.weights)
-    world = _World(scenario, LoadedPolicy("oracle", oracle), patient=True)
+    world = _World(scenario, LoadedPolicy("oracle", oracle), Estimates, patient=True)
     routes |= {route.name: route for route in world.routes}
     return await world.run(), oracle.savings
 
 
 class _World:
-    def __init__(self, scenario: Scenario, policy: LoadedPolicy, *, patient: bool = False) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: LoadedPolicy,
+        make_estimates: Callable[..., Estimates],
+        *,
+        patient: bool = False,
+    ) -> None:
         now = self._clock = asyncio.get_running_loop().time
         profile = scenario.profile
         self._scenario = scenario
@@ -146,7 +164,7 @@ class _World:
         self.routes: tuple[SimulatedLocal | SimulatedCloud, ...] = (local, *self._clouds)
         endpoints = {name: far.as_configured() for name, far in profile.endpoints.items()}
         events = Events()
-        self._estimates = Estimates(
+        self._estimates = make_estimates(
             endpoints,
             EnergyAccount(profile.energy, clock=now),
             cores=profile.cores,
