@@ -3,12 +3,13 @@ ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS builder
 WORKDIR /src
-# The environment holds no pip of its own; the builder's installs into it from outside.
-RUN python -m venv --without-pip /opt/edgewise
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml requirements.lock requirements-build.lock README.md LICENSE ./
+COPY deploy/make-venv deploy/
 COPY agent agent
 COPY policies policies
-RUN python -m pip --python /opt/edgewise/bin/python install --no-cache-dir . \
+# What runs may not write, so it is compiled here.
+RUN deploy/make-venv /opt/edgewise python \
+    && /opt/edgewise/bin/python -m compileall -q /opt/edgewise/lib \
     && /opt/edgewise/bin/edgewise --version
 
 FROM ${BASE}
@@ -23,7 +24,7 @@ COPY --from=builder /opt/edgewise /opt/edgewise
 ENV PATH=/opt/edgewise/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     EDGEWISE_HTTP__LISTEN=0.0.0.0:9464
-USER edgewise
+USER 10001
 VOLUME /var/lib/edgewise
 EXPOSE 9464
 # Not by urllib, which would ask a proxy that the environment names.

@@ -369,7 +369,7 @@ class Daemon:
         return status_line(
             (self.local, *self.clouds),
             {cloud.name for cloud in self.clouds if cloud.circuit.is_open},
-            self.lifecycle.unfinished,
+            self.store.counts,
             self.not_ready(),
             paused=self.lifecycle.paused,
         )

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from agent import config, plugins
 from agent.config import Endpoint, Model, Mqtt, load
@@ -95,6 +97,30 @@ def test_an_instance_differs_from_the_service_in_its_own_names_only():
     ]
     own = [line for line in many if line not in one and not line.startswith("# ")]
     assert all("%i" in line for line in own), own
+
+
+# What is installed with it
+
+
+def test_the_lock_has_each_dependency_at_a_version_that_is_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["rules"], *extras["zstd"]]
+    lock = (ROOT / "requirements.lock").read_text()
+    locked: dict[str, list[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^ ;]+)", lock, flags=re.MULTILINE):
+        locked.setdefault(canonicalize_name(name), []).append(version)
+    for requirement in map(Requirement, wanted):
+        versions = locked[canonicalize_name(requirement.name)]
+        assert all(version in requirement.specifier for version in versions), requirement
+
+
+def test_every_locked_version_has_hashes():
+    for file in ("requirements.lock", "requirements-build.lock"):
+        lock = (ROOT / file).read_text()
+        pins = re.findall(r"^[\w.-]+==.*\n(    --hash=sha256:)?", lock, flags=re.MULTILINE)
+        assert pins
+        assert all(pins), file
 
 
 # The configuration
