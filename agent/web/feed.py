@@ -67,7 +67,9 @@ class Feed:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", **NO_STORE, "X-Accel-Buffering": "no"}
         )
-        browser = _Browser(request)
+        if not isinstance(request.transport, asyncio.WriteTransport):
+            return response  # it has gone already
+        browser = _Browser(request.transport, request.remote)
         self._browsers.add(browser)
         try:
             await response.prepare(request)
@@ -103,7 +105,7 @@ class Feed:
                 for browser in tuple(self._browsers):
                     if not browser.offer(event):
                         self._browsers.discard(browser)
-                        log.info("slow_browser_dropped", address=browser.address)
+                        log.warning("slow_browser_dropped", address=browser.address)
                     # Jobs go between two browsers.
                     await asyncio.sleep(0)
 
@@ -111,11 +113,9 @@ class Feed:
 class _Browser:
     """One that listens, and what it has not been sent yet."""
 
-    def __init__(self, request: web.Request) -> None:
-        self.address = request.remote
+    def __init__(self, transport: asyncio.WriteTransport, address: str | None) -> None:
+        self.address = address
         self.unread: asyncio.Queue[bytes | None] = asyncio.Queue(UNREAD_EVENTS)
-        transport = request.transport
-        assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
         self._connection: socket.socket = transport.get_extra_info("socket")
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -136,6 +136,8 @@ class _Browser:
             self._cut_off()
 
     def _cut_off(self) -> None:
+        if self._transport.is_closing():
+            return
         # A reset: else the kernel goes on trying to send what it has.
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()

@@ -175,6 +175,7 @@ def _latest(folder: Path) -> dict[str, Any]:
         rows.append(Row.of(entry))
         attempts += [
             {
+                "id": entry.decision.id,
                 "time": entry.decision.time,
                 "route": attempt.route,
                 "latency_s": attempt.latency_s,

@@ -304,8 +304,10 @@ function begin() {
 
 async function recall(abort) {
   const { rows: earlier, attempts } = await read("/api/decisions", { signal: abort.signal });
-  for (const attempt of attempts) count(attempt.time, attempt.route, of(attempt));
   // The stream began before, so that none is missed between; some may be in both.
+  for (const attempt of attempts) {
+    if (!live.has(attempt.id)) count(attempt.time, attempt.route, of(attempt));
+  }
   const missing = earlier.filter((row) => !live.has(row.id)).reverse();
   $("jobs").append(...missing.slice(0, Math.max(0, MOST_ROWS - rows.size)).map(add));
   $("none").hidden = rows.size > 0;
