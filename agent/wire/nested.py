@@ -19,6 +19,7 @@ from agent.wire import tensors
 from agent.wire.tensors import bad_request
 
 B64 = "b64"
+MOST_RANK = 32  # of strings; numbers may have as many dimensions as numpy takes
 
 
 def decode(body: bytes) -> Any:
@@ -105,23 +106,25 @@ def _holds_strings(values: Any) -> bool:
     return isinstance(values, str | dict)
 
 
-def _strings(name: str, values: Any) -> tuple[tuple[int, ...], list[bytes]]:
+def _strings(name: str, values: Any, depth: int = 0) -> tuple[tuple[int, ...], list[bytes]]:
+    if depth > MOST_RANK:
+        raise bad_request(f"output '{name}': more than {MOST_RANK} dimensions")
     if not isinstance(values, list):
         return (), [_element(name, values)]
     if not any(isinstance(value, list) for value in values):
         return (len(values),), [_element(name, value) for value in values]
-    rows = [_strings(name, value) for value in values]
+    rows = [_strings(name, value, depth + 1) for value in values]
     if len({shape for shape, _ in rows}) != 1:
         raise bad_request(f"output '{name}': of no shape")
     return (len(rows), *rows[0][0]), [element for _, row in rows for element in row]
 
 
 def _element(name: str, value: Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, dict) and isinstance(value.get(B64), str):
-        try:
+    try:
+        if isinstance(value, str):
+            return value.encode()
+        if isinstance(value, dict) and isinstance(value.get(B64), str):
             return base64.b64decode(value[B64], validate=True)
-        except ValueError:
-            pass
+    except ValueError:
+        pass  # half of a surrogate pair, or no base64
     raise bad_request(f"output '{name}': an element is no string")

@@ -149,6 +149,8 @@ def test_without_metadata_the_values_tell_the_datatype(speak, values, datatype):
         {"outputs": {"y": ["a", 1]}},
         {"outputs": {"y": [{"b64": "?"}]}},
         {"outputs": {"y": [10**30]}},
+        rb'{"predictions": ["\ud800"]}',
+        b'{"predictions": ' + b"[" * 500 + b'"deep"' + b"]" * 500 + b"}",
     ],
 )
 def test_a_response_that_is_none_is_an_error(speak, body):
