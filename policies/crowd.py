@@ -80,17 +80,22 @@ class Crowd:
             deadline_s: The time it has.
             elsewhere: What another way costs it, less what it pays here whether or not it waits.
         """
+        if not math.isfinite(time_s):
+            return
         self._seen.append((time_s, route, service_s, deadline_s, elsewhere))
         self._count += 1
         if self._count % ANEW == 0:
             self._reckon()
 
     def _reckon(self) -> None:
-        times = [time_s for time_s, *_ in self._seen]
+        times = sorted(time_s for time_s, *_ in self._seen)
         # Who came last has had no time to be followed.
         before = times[: -len(times) // 4] or times
         self._follow = [
-            sum(bisect_left(times, time + within) - place - 1 for place, time in enumerate(before))
+            sum(
+                max(bisect_left(times, time_s + within) - place - 1, 0)
+                for place, time_s in enumerate(before)
+            )
             / len(before)
             for within in TIMES_S
         ]
