@@ -15,10 +15,11 @@ def notify(*assignments: str) -> None:
         return
     # A leading @ stands for the abstract namespace, whose names begin with a null byte.
     target = f"\0{address[1:]}" if address.startswith("@") else address
-    # A manager that is gone is no reason to stop serving.
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    # A manager that is gone, or reads nothing for a while, is no reason to stop serving.
     with (
         contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection,
+        socket.socket(socket.AF_UNIX, kind) as connection,
     ):
         connection.sendto("\n".join(assignments).encode(), target)
 

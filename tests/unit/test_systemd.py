@@ -48,6 +48,12 @@ def test_a_leading_at_sign_means_the_abstract_namespace(monkeypatch, tmp_path):
         assert listening.recv(4096) == b"WATCHDOG=1"
 
 
+def test_a_manager_that_does_not_read_holds_nobody_up(manager):
+    for number in range(1000):
+        systemd.notify("WATCHDOG=1", f"STATUS={number}")
+    assert manager.recv(4096) == b"WATCHDOG=1\nSTATUS=0"
+
+
 @pytest.mark.parametrize("address", [None, ""])
 def test_without_a_manager_nothing_is_sent(manager, monkeypatch, address):
     monkeypatch.delenv("NOTIFY_SOCKET")
