@@ -79,7 +79,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Te
     count = _element_count(name, datatype, shape)
     try:
         values = _parse(name, datatype, shape, data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"input '{name}': data is no array of {datatype}: {error}") from None
     if len(values) != count:
         raise bad_request(

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -126,6 +126,7 @@ def test_a_big_endian_array_becomes_little_endian_bytes():
     assert tensors.from_array("x", np.array([1], ">u2")).data == b"\x01\x00"
 
 
+@example("FP32", [], b'"\x80"')
 @given(
     st.sampled_from([*NUMBERS, "BYTES", "", "FP8"]),
     st.lists(st.integers(0, 2**31 - 1), max_size=18) | st.lists(st.integers(0, 3), max_size=4),
