@@ -418,8 +418,11 @@ class Adaptive:
 
     def _is_hopeless(self, best: Expected) -> bool:
         """Tell whether a miss at once is cheaper; no job is refused for the sake of others."""
-        known = self._ignorance(best) < HOPELESS_IGNORANCE
-        return known and best.cost - best.toll > self._options.miss
+        cost = best.cost - best.toll - best.budget
+        if best.route.estimate.samples < SURE_SAMPLES:
+            # A model's time is measured as it is loaded; what it takes besides is only supposed.
+            cost -= best.energy
+        return cost > self._options.miss and self._ignorance(best) < HOPELESS_IGNORANCE
 
     def _curiosity(
         self, plain: list[Expected], best: Expected, now_s: float, deadline_s: float

@@ -159,6 +159,11 @@ def test_a_job_is_not_refused_for_what_is_not_known():
     assert adaptive().decide(situation(local(), job=job())).route == "local"
 
 
+def test_a_job_is_not_refused_for_the_energy_that_a_run_is_only_supposed_to_take():
+    supposed = estimate(0.2, energy_j=1e4, samples=0)
+    assert choose(adaptive(), supposed, supposed).route is not None
+
+
 def test_now_and_then_a_hopeless_job_is_run_all_the_same():
     policy = adaptive(explore=0.1)
     late = estimate(3.0, 3.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,17 @@ def test_a_new_period_begins_with_nothing_spent():
     assert queues.follow(money(0.0), DEAR, 1.0) == []
     [(_, price)] = queues.follow(money(0.2), DEAR, 2.0)
     assert price * PRICE == pytest.approx(10 * 0.2, rel=0.01)
+
+
+def test_a_job_that_has_no_other_route_is_not_refused_for_the_sake_of_others():
+    policy = Adaptive(Adaptive.Options(explore=0.0, money=0.0))
+    routes = (cloud(latency_mean_s=0.1, latency_p95_s=0.2, cost=PRICE, samples=50),)
+    for time_s, spent in ((0.0, 0.0), (1.0, 0.9)):
+        seen = replace(situation(*routes), time_s=time_s, budgets=money(spent))
+        plan = policy.decide(seen)
+    price = next(term for term in plan.reasons if term.name == "budget_cost")
+    assert price.value > 3.0
+    assert plan.route == "cloud:lab"
 
 
 @given(
