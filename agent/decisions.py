@@ -201,4 +201,5 @@ def _decision(event: Decided, now: float) -> dict[str, Any]:
         "device": event.situation.device,
         "job": event.situation.job,
         "routes": event.situation.routes,
+        "budgets": event.situation.budgets,
     }

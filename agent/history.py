@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from policies.api import Device, JobTraits, RouteView, Situation
+from policies.api import BudgetView, Device, JobTraits, RouteView, Situation
 
 # Ends of a decision.
 ANSWERED = "answered"
@@ -75,6 +75,7 @@ class Decision:
     hedge_after_s: float | None = None
     escalate_below: float | None = None
     audit: bool = False
+    budgets: tuple[BudgetView, ...] = ()
 
     @property
     def route_name(self) -> str | None:
@@ -86,7 +87,7 @@ class Decision:
     @property
     def situation(self) -> Situation:
         """What the policy saw; its clock is the wall's."""
-        return Situation(self.job, self.device, self.routes, self.time)
+        return Situation(self.job, self.device, self.routes, self.time, self.budgets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ def test_a_decision_is_published_as_it_is_taken_with_every_candidate(decisions, 
     assert [route["name"] for route in said["routes"]] == ["local", "cloud:lab"]
     assert said["job"]["input_bytes"] == 256
     assert said["device"]["battery_charge_ratio"] is None
+    assert said["budgets"] == []
     assert decisions.store.entries == []
 
 

@@ -13,7 +13,7 @@ from agent.plugins import LoadedPolicy
 from agent.replay import export
 from agent.replay.estimators import Sample, evaluate
 from agent.replay.recorded import replay
-from policies.api import Estimate, JobTraits, Plan, RouteView
+from policies.api import BudgetView, Estimate, JobTraits, Plan, RouteView
 from policies.fixed import Cloud, Local, PreferCloud, PreferLocal
 from policies.testing import cloud, local, situation
 
@@ -255,6 +255,19 @@ def test_policies_learn_from_what_the_log_took_after_they_have_decided():
     pupil = Pupil()
     replay([entry(latency_s=0.1), entry("j2", latency_s=0.2)], named(it=pupil))
     assert pupil.order == ["decide", ("local", 0.1), "decide", ("local", 0.2)]
+
+
+def test_policies_see_the_budgets_as_they_were():
+    seen = []
+
+    class Miser:
+        def decide(self, situation):
+            seen.extend(situation.budgets)
+            return Plan("local")
+
+    money = BudgetView("cloud_cost_per_day", "cost", 1.0, 0.25, 86400.0)
+    replay([entry(budgets=[money]), entry("j2")], named(it=Miser()))
+    assert seen == [money]
 
 
 def test_a_policy_that_fails_is_told_and_costs_no_replay():
