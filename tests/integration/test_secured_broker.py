@@ -17,7 +17,6 @@ from structlog.testing import capture_logs
 
 from agent.config import load
 from agent.daemon import Daemon
-from agent.demo.broker import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "mosquitto"
 WAIT_S = 20.0
@@ -358,38 +357,3 @@ async def test_a_certificate_that_is_replaced_is_shown_without_a_restart(
     (line, *_) = await lines(logged, "credentials_kept")
     assert "mqtt.cert_file" in line["error"]
     await readiness(daemon, 200)
-
-
-async def test_the_guide_makes_certificates_that_the_broker_goes_by(
-    openssl, start_broker, connect, tmp_path
-):
-    """Its commands as they stand, but for the broker's address; read in from Debian's own file."""
-    guide = (DEPLOY.parents[1] / "docs" / "secure-the-broker.md").read_text()
-    commands = guide.split("```sh\n")[1].split("```")[0]
-    script = commands.replace("DNS:broker.example.org", "IP:127.0.0.1")
-    making = await asyncio.create_subprocess_exec(
-        *("sh", "-euc", script), cwd=tmp_path, stderr=asyncio.subprocess.DEVNULL
-    )
-    assert await making.wait() == 0
-    (tmp_path / "acl").write_text((DEPLOY / "acl").read_text())
-    port = free_port()
-    (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d" / "edgewise.conf").write_text(
-        (DEPLOY / "mosquitto.conf")
-        .read_text()
-        .replace("listener 8883", f"listener {port} 127.0.0.1")
-        .replace("/etc/mosquitto/edgewise", str(tmp_path))
-    )
-    start_broker(f"persistence_location {tmp_path}/", f"include_dir {tmp_path}/conf.d")
-
-    def login(name):
-        context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-        context.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
-        return context
-
-    where = type("Broker", (), {"port": port})
-    camera = await connect(where, of="camera1", tls_context=login("camera1"))
-    await camera.subscribe("edgewise/v1/camera1/jobs/+")
-    app = await connect(where, of="camera1", tls_context=login("app"))
-    await app.submit("digits", b"{}")
-    await camera.message("jobs/digits")

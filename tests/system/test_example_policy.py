@@ -1,4 +1,4 @@
-"""A policy as a package: the one under examples/, and the one that docs/policies.md makes."""
+"""A policy as a package: the one under examples/."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "examples" / "edgewise-policy-daylight"
-PAGE = (PROJECT / "docs" / "policies.md").read_text()
-BLOCK = re.compile(r"(.*?)^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-FILE = re.compile(r"`(\w+\.(?:py|toml))`")
 FEW = ("--jobs", "poisson:deferrable=0.5,deadline_ms=60000,count=40")
 
 # Builds fetch hatchling from the index, as for any user.
@@ -129,42 +126,3 @@ def test_it_runs_in_a_simulation_with_options_and_has_jobs_wait_on_the_battery(i
 def test_its_own_tests_pass(installed):
     told = installed.done("python -W error -m pytest -p no:cacheprovider --quiet")
     assert re.search(r"^\d+ passed", told, re.MULTILINE)
-
-
-@pytest.fixture
-def shell(tmp_path):
-    return Shell(tmp_path)
-
-
-def blocks(text):
-    """Give each code block: the text before it, its language and its content."""
-    return BLOCK.findall(text)
-
-
-def test_the_tutorial_does_what_it_says_from_an_empty_folder(shell):
-    """Files are saved by the name last told before them, commands print what is shown (…: any)."""
-    tutorial = PAGE.split("\n## In ten minutes\n")[1].split("\n## ")[0]
-    ran = 0
-    for before, language, content in blocks(tutorial):
-        if language != "console":
-            (shell.folder / FILE.findall(before)[-1]).write_text(content)
-            continue
-        for step in re.split(r"^\$ ", content, flags=re.MULTILINE)[1:]:
-            command, _, shown = step.partition("\n")
-            ended = shell.run(command)
-            told = f"$ {command}\n{ended.stdout}{ended.stderr}"
-            refused = shown.startswith("edgewise: ")
-            assert (ended.returncode != 0) == refused, told
-            printed = (ended.stderr if refused else ended.stdout).strip()
-            expected = re.escape(shown.strip()).replace("…", ".*")
-            assert re.fullmatch(expected, printed, re.DOTALL), told
-            ran += 1
-    assert ran >= 8
-
-
-@pytest.mark.parametrize("number", range(len(blocks(PAGE.split("\n## Learning\n")[1]))))
-def test_every_configuration_on_the_rest_of_the_page_is_accepted(shell, number):
-    _, language, content = blocks(PAGE.split("\n## Learning\n")[1])[number]
-    assert language == "toml"
-    (shell.folder / "edgewise.toml").write_text(content)
-    assert ": fine;" in shell.done("edgewise check --config edgewise.toml")
