@@ -104,6 +104,10 @@ class Replayed:
         self.sent: Counter[str] = Counter()
         self._answers = answers
 
+    def serves(self, model: str) -> bool:  # noqa: ARG002 - part of `Route`
+        """All there are."""
+        return True
+
     def closed_for(self, job: Job) -> JobError | None:  # noqa: ARG002 - part of `Route`
         """Never closed."""
         return None

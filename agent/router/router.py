@@ -432,8 +432,8 @@ class Router:
             return False
         reason = JobError(ErrorCode.NO_ROUTE, f"policy '{self._decider.name}' rejected it")
         rejected = {view.name: reason for view in situation.open_routes}
-        _, closed = self._around.views(job, {**rejected, **progress.tried})
-        if len(closed) == len(self._around.routes):
+        views, closed = self._around.views(job, {**rejected, **progress.tried})
+        if len(closed) == len(views):
             return False
         progress.rejected |= rejected
         return True
@@ -457,7 +457,8 @@ class Router:
             return self._answer(job, progress, outcome=outcome)
         if closed is None:
             _, closed = self._around.views(job, progress.tried)
-        error = constraints.explain(job, {**progress.tried, **closed})
+        elsewhere = self._around.elsewhere(job)
+        error = constraints.explain(job, {**progress.tried, **closed, **elsewhere})
         if job.deferrable and constraints.may_open(closed):
             return Deferral(job, error.message, progress.attempts)
         raise error

@@ -59,6 +59,9 @@ class Surroundings:
         """Go by these from now on."""
         self.routes = {route.name: route for route in routes}
         self.models = models
+        self._serving = {
+            model: tuple(route for route in routes if route.serves(model)) for model in models
+        }
         self._weights = {
             (model, served.endpoint): served.weight
             for model, configured in models.items()
@@ -75,7 +78,8 @@ class Surroundings:
             tried: The routes that have failed it, and how.
             attempts: How many it has had.
         """
-        views, closed = self.views(job, tried)
+        device = self._sampler.device
+        views, closed = self.views(job, tried, device)
         traits = api.JobTraits(
             model=job.model,
             input_bytes=job.input_bytes,
@@ -88,27 +92,40 @@ class Surroundings:
             min_confidence=job.min_confidence,
             attempts=attempts,
         )
-        device = self._sampler.device
         return Situation(traits, device, views, self._clock(), self._budgets.views(device)), closed
 
     def views(
-        self, job: Job, tried: Mapping[str, JobError]
+        self, job: Job, tried: Mapping[str, JobError], device: api.Device | None = None
     ) -> tuple[tuple[RouteView, ...], dict[str, JobError]]:
-        """View each route as the job finds it, and tell why the closed ones are closed."""
-        device = self._sampler.device
-        estimates = {name: self._estimate(job, route) for name, route in self.routes.items()}
-        costs = {name: price_of(job, route, estimates[name]) for name, route in self.routes.items()}
+        """View each route as the job finds it, and tell why the closed ones are closed.
+
+        Routes that do not serve its model are left out.
+        """
+        device = self._sampler.device if device is None else device
+        routes = self._serving[job.model]
+        estimates = {route.name: self._estimate(job, route, device) for route in routes}
+        costs = {route.name: price_of(job, route, estimates[route.name]) for route in routes}
 
         def over_budget(route: Route) -> JobError | None:
             spending = spending_of(job, route, estimates[route.name])
             return self._budgets.closed(route.kind, spending, device)
 
-        closed = constraints.close(job, tuple(self.routes.values()), tried, costs, over_budget)
+        closed = constraints.close(job, routes, tried, costs, over_budget)
         views = tuple(
-            self._view(job, route, estimates[name], closed.get(name))
-            for name, route in self.routes.items()
+            self._view(job, route, estimates[route.name], closed.get(route.name))
+            for route in routes
         )
         return views, closed
+
+    def elsewhere(self, job: Job) -> dict[str, JobError]:
+        """Tell why the job can't go where its model is not served."""
+        found = {}
+        for route in self.routes.values():
+            if route not in self._serving[job.model]:
+                reason = constraints.forbidden(job, route, 0.0) or route.closed_for(job)
+                if reason is not None:
+                    found[route.name] = reason
+        return found
 
     def _view(
         self, job: Job, route: Route, estimate: Estimate, closed: JobError | None
@@ -174,10 +191,10 @@ class Surroundings:
         rest_s = left_s - RESERVE_FACTORS[0] * (needs_s or 0.0) - RESERVE_EXTRA_S
         late = JobError(ErrorCode.NO_ROUTE, "it would leave the device no time to answer")
         return {
-            name: late
-            for name, route in self.routes.items()
+            route.name: late
+            for route in self._serving[job.model]
             if route.kind == api.CLOUD
-            and name not in tried
+            and route.name not in tried
             and (self._estimate(job, route).latency_p95_s or 0.0) > rest_s
         }
 
@@ -193,11 +210,10 @@ class Surroundings:
             return None
         return local
 
-    def _estimate(self, job: Job, route: Route) -> Estimate:
+    def _estimate(self, job: Job, route: Route, device: api.Device | None = None) -> Estimate:
+        device = self._sampler.device if device is None else device
         load = route.load(job)
-        return self._estimates.estimate(
-            job.model, route.name, job.input_bytes, load, self._sampler.device
-        )
+        return self._estimates.estimate(job.model, route.name, job.input_bytes, load, device)
 
     def state(self) -> dict[str, Any]:
         """Give the readings and each route's estimates, as plain JSON types."""

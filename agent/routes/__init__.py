@@ -27,6 +27,9 @@ class Route(Protocol):
     def kind(self) -> str:
         """``local`` or ``cloud``."""
 
+    def serves(self, model: str) -> bool:
+        """Tell whether the configuration has this model here; that stays so."""
+
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this route can't take the job now, or None.
 

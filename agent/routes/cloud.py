@@ -155,9 +155,13 @@ class CloudRoute:
             await self._prober.close()
         await self._connections.stop()
 
+    def serves(self, model: str) -> bool:
+        """Tell whether the endpoint has this model; see `Route`."""
+        return model in self._served
+
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
-        is_served = job.model in self._served
+        is_served = self.serves(job.model)
         return closed_for(self.endpoint, self.circuit, job, is_served=is_served)
 
     def price(self, job: Job) -> float:

@@ -103,6 +103,10 @@ class LocalRoute:
         """Stop serving and kill the workers."""
         await self._pool.stop()
 
+    def serves(self, model: str) -> bool:
+        """Tell whether the model has a file on this device; see `Route`."""
+        return self._models[model].path is not None
+
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this device can't run the job's model, or None."""
         if job.model in self._loaded:

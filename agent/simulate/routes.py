@@ -84,9 +84,13 @@ class SimulatedLocal:
         """Jobs on a worker, those that were given up included."""
         return len(self._runs)
 
+    def serves(self, model: str) -> bool:
+        """Tell whether the profile has this model; see `Route`."""
+        return model in self._profile.models
+
     def closed_for(self, job: Job) -> JobError | None:
         """Tell whether the model is on this device; all of the profile are."""
-        if job.model in self._profile.models:
+        if self.serves(job.model):
             return None
         return JobError(ErrorCode.NO_ROUTE, f"model '{job.model}' is not on this device")
 
@@ -243,9 +247,13 @@ class SimulatedCloud:
         """Requests under way."""
         return self._requests.running
 
+    def serves(self, model: str) -> bool:
+        """Tell whether the profile has this model; see `Route`."""
+        return model in self._profile.models
+
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
-        is_served = job.model in self._profile.models
+        is_served = self.serves(job.model)
         return closed_for(self.endpoint, self.circuit, job, is_served=is_served)
 
     def load(self, job: Job | None) -> Load:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +74,7 @@ class FakeRoute:
 
     waiting = 0
     running = 0
+    models: Collection[str] | None = None  # those that it serves; None: all
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
@@ -94,6 +95,9 @@ class FakeRoute:
 
     def answers(self, **outcome: Any) -> None:
         self.does = lambda: Outcome(**outcome)
+
+    def serves(self, model: str) -> bool:
+        return self.models is None or model in self.models
 
     def closed_for(self, job: Job) -> JobError | None:
         return self.closed

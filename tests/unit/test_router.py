@@ -11,6 +11,7 @@ from agent.wire import tensors
 from policies.api import Plan, Why
 from policies.fixed import Cloud, Local, PreferCloud
 
+MODEL = Model(path="x")
 OUTPUTS = (tensors.strings("y", ["local"]), tensors.strings("z", ["more"]))
 
 
@@ -154,6 +155,28 @@ async def test_an_unknown_model_is_answered_with_the_known_ones(build_router, ma
     answer = await build_router().run(make_job(model="moon"))
     assert code(answer) is ErrorCode.UNKNOWN_MODEL
     assert answer.error.message == "no model 'moon', known: digits"
+
+
+async def test_a_decision_knows_only_routes_that_serve_the_model(build_router, make_job):
+    built = build_router(endpoints=("lab", "far"))
+    built.clouds[1].models = ("words",)
+    built.router.use_routes(tuple(built.routes.values()), {"digits": MODEL, "words": MODEL})
+    built.local.answers(outputs=OUTPUTS)
+    await built.run(make_job())
+    (decided,) = built.events.of(Decided)
+    assert [view.name for view in decided.situation.routes] == ["local", "cloud:lab"]
+
+
+async def test_a_job_for_an_endpoint_that_does_not_serve_its_model_is_told_so(
+    build_router, make_job
+):
+    built = build_router(endpoints=("lab", "far"))
+    built.clouds[1].models = ()
+    built.router.use_routes(tuple(built.routes.values()), {"digits": MODEL})
+    built.clouds[1].closed = JobError(ErrorCode.NO_ROUTE, "endpoint 'far' does not serve 'digits'")
+    answer = await built.run(make_job(endpoint="far"))
+    assert code(answer) is ErrorCode.NO_ROUTE
+    assert "cloud:far: endpoint 'far' does not serve 'digits'" in answer.error.message
 
 
 async def test_an_unexpected_exception_is_answered_internal_and_kept_to_the_log(
