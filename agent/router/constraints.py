@@ -86,6 +86,14 @@ def may_open(closed: Closed) -> bool:
     )
 
 
+def is_final(error: JobError) -> bool:
+    """Tell whether a route stays closed to a job, however long it waits.
+
+    A model's file that can't be used may be mended; then it opens.
+    """
+    return error.code is ErrorCode.NO_ROUTE and not isinstance(error, BudgetSpentError)
+
+
 def explain(job: Job, closed: Closed) -> JobError:
     """Make the error of a job that has no route left: what was tried counts before what was not."""
     for error in closed.values():

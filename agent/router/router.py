@@ -139,14 +139,21 @@ class Router:
         await self._trials.end()
 
     def is_open(self, job: Job) -> bool:
-        """Tell whether any route would take the job, as far as one can tell without its data."""
-        device = self._around.device
-        return any(
-            constraints.forbidden(job, route, 0.0) is None
-            and constraints.may_take(job, route)
-            and self._budgets.closed(route.kind, Spending(route.price(job)), device) is None
-            for route in self._around.routes.values()
-        )
+        """Tell whether the job is to go on, as far as one can tell without its data.
+
+        A route would take it; or none ever will, which is then its answer.
+        """
+        closed = [self._closed(job, route) for route in self._around.routes.values()]
+        if job.model not in self._around.models or None in closed:
+            return True
+        return all(error is not None and constraints.is_final(error) for error in closed)
+
+    def _closed(self, job: Job, route: Route) -> JobError | None:
+        error = constraints.forbidden(job, route, 0.0)
+        if error is None and not constraints.may_take(job, route):
+            error = route.closed_for(job)
+        spending = Spending(route.price(job))
+        return error or self._budgets.closed(route.kind, spending, self._around.device)
 
     def state(self) -> dict[str, Any]:
         """Give the device's readings and each route's estimates, as plain JSON types."""

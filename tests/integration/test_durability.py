@@ -328,6 +328,19 @@ async def test_paused_jobs_are_taken_in_and_wait(serve, configure, program, digi
     assert digits.read(await program.answer("patient")) == "3"
 
 
+async def test_a_job_that_can_not_be_done_is_told_so_after_the_pause_and_not_at_its_deadline(
+    serve, configure, program, digits
+):
+    await serve(configure())
+    await program.subscribe(f"{program.root}/control/+/reply")
+    await program.publish("control/pause")
+    await program.message("control/pause/reply")
+    await program.submit("unheard-of", digits.job("odd", deferrable=True, deadline_ms=3_600_000))
+    await program.progress("odd", "accepted")
+    await program.publish("control/resume")
+    assert (await program.answer("odd"))["parameters"]["code"] == "unknown_model"
+
+
 async def test_an_unknown_command_is_refused(serve, configure, program):
     await serve(configure())
     await program.subscribe(f"{program.root}/control/+/reply")

@@ -228,4 +228,24 @@ async def test_a_route_is_open_to_a_job_that_its_terms_and_its_state_let_in(buil
     assert not built.router.is_open(make_job(placement=Placement.ONLY_CLOUD))
     built.cloud.closed = None
     assert built.router.is_open(make_job(placement=Placement.ONLY_CLOUD))
-    assert not built.router.is_open(make_job(endpoint="lab", private=True))
+
+
+@pytest.mark.parametrize(
+    "terms", [{"endpoint": "lab", "private": True}, {"model": "unheard-of"}, {"endpoint": "gone"}]
+)
+async def test_a_job_that_no_route_will_ever_take_goes_on_to_be_told_so(
+    build_router, make_job, terms
+):
+    built = build_router()
+    built.cloud.closed = LEFT_ALONE
+    job = make_job(deferrable=True, **terms)
+    assert built.router.is_open(job)
+    assert code(await built.run(job)) in {ErrorCode.NO_ROUTE, ErrorCode.UNKNOWN_MODEL}
+
+
+async def test_a_model_whose_file_is_refused_may_be_mended_and_is_waited_for(
+    build_router, make_job
+):
+    built = build_router()
+    built.local.closed = JobError(ErrorCode.MODEL_ERROR, "its hash is another")
+    assert not built.router.is_open(make_job(placement=Placement.ONLY_LOCAL))
