@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cloud lint format bench bench-servers bench-policies chaos truth lock deb test-install clean
+.PHONY: help demo test test-cloud lint format bench bench-servers bench-policies chaos soak truth lock deb test-install clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-policies  all policies and baselines on simulated networks, against the oracle"
 	@echo "make truth   hold the simulator against the real daemon (needs mosquitto, a quiet machine)"
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
+	@echo "make soak    mixed load with faults for 30 minutes: does anything grow (needs mosquitto)"
 	@echo "make deb     build the Debian package in dist/ (needs debhelper, lintian)"
 	@echo "make test-install   install it on a machine that boots systemd (root; needs debootstrap, systemd-container)"
 	@echo "make lock    pin all dependencies anew, with their hashes"
@@ -81,6 +82,9 @@ truth: .venv/.test
 
 chaos: .venv/.test
 	@$(BIN)/python chaos/run.py $(ARGS)
+
+soak: .venv/.test
+	@$(BIN)/python soak/soak.py $(ARGS)
 
 # For Python 3.11 and later on any machine. uv overlooks that newer backports-strenum are for older ones.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -9,15 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from daemon import DEVICE
 from jobs import Job
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from session import Session
 
-ROOT = f"edgewise/v1/{DEVICE}"
-SESSION_EXPIRY_S = 24 * 3600
 OUTSTANDING = 500  # far below limits.max_waiting_jobs, so that no job is turned away
 PATIENCE_FIRST_S, PATIENCE_GROWTH, PATIENCE_LAST_S = 5.0, 1.5, 20.0
 LOOK_EVERY_S = 0.1
@@ -41,7 +35,7 @@ class Record:
 
 
 class Client:
-    """A program with a persistent session, so that the broker keeps answers for it."""
+    """A program that keeps all that it hears."""
 
     def __init__(self, port: int, jobs: Iterable[Job]) -> None:
         """Set it up; `connect` connects.
@@ -53,22 +47,11 @@ class Client:
         self.records = {job.id: Record(job) for job in jobs}
         self.strays: Counter[str] = Counter()  # answers to ids that are none of ours
         self.resent = 0
-        self._port = port
         self._sent = 0
         self._answered = 0
         self._heard = 0
         self._news = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._subscribed = asyncio.Event()
-        self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, f"chaos-client-{port}", protocol=paho.MQTTv5
-        )
-        self._client.max_inflight_messages_set(200)
-        self._client.reconnect_delay_set(1, 1)
-        self._client.on_connect = self._on_connect
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_disconnect = self._on_disconnect
-        self._client.on_message = self._on_message
+        self._session = Session(port, self._hear)
 
     @property
     def answered(self) -> int:
@@ -82,18 +65,11 @@ class Client:
 
     async def connect(self) -> None:
         """Connect, and wait until subscribed."""
-        properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = SESSION_EXPIRY_S
-        self._client.connect_async(
-            "127.0.0.1", self._port, keepalive=30, clean_start=False, properties=properties
-        )
-        self._client.loop_start()
-        await self._subscribed.wait()
+        await self._session.connect()
 
     async def disconnect(self) -> None:
         """Leave."""
-        self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
+        await self._session.disconnect()
 
     async def publish_all(self, times: Sequence[float]) -> None:
         """Publish each job once, at its time from now or later where too many are unanswered."""
@@ -110,7 +86,7 @@ class Client:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             # While we are away paho holds what was sent, and sends it on by itself.
-            if not self._subscribed.is_set():
+            if not self._session.subscribed.is_set():
                 continue
             now = time.monotonic()
             for record in self.records.values():
@@ -162,14 +138,10 @@ class Client:
 
     def _publish(self, record: Record) -> None:
         job = record.job
-        properties = Properties(PacketTypes.PUBLISH)
-        if job.user_properties:
-            properties.UserProperty = job.user_properties
         record.sent.append(time.monotonic())
-        self._client.publish(f"{ROOT}/jobs/{job.model}", job.payload, 1, properties=properties)
+        self._session.publish(f"jobs/{job.model}", job.payload, job.user_properties)
 
-    def _hear(self, topic: str, payload: bytes) -> None:
-        job_id = topic.rpartition("/")[2]
+    def _hear(self, job_id: str, payload: bytes) -> None:
         record = self.records.get(job_id)
         self._heard += 1
         self._news.set()
@@ -180,23 +152,3 @@ class Client:
             self._answered += 1
             record.answered_at = time.monotonic()
         record.answers[payload] += 1
-
-    # paho calls these on a thread of its own.
-
-    def _on_connect(self, client: paho.Client, *_: object) -> None:
-        # Each time: a broker that lost our session has lost our subscription.
-        client.subscribe(f"{ROOT}/results/+", 1)
-
-    def _on_subscribe(self, *_: object) -> None:
-        self._tell(self._subscribed.set)
-
-    def _on_disconnect(self, *_: object) -> None:
-        self._tell(self._subscribed.clear)
-
-    def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        self._tell(lambda: self._hear(message.topic, bytes(message.payload)))
-
-    def _tell(self, what: Callable[[], None]) -> None:
-        # The loop is closed where a message comes while we leave.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(what)

@@ -12,6 +12,7 @@ from jobs import LARGE
 from agent.demo.cloud import StandInCloud
 
 MODEL = "digits-large"
+SLOW_S = 0.7
 AN_ID = re.compile(rb"chaos-\d+-\d+")
 
 
@@ -29,7 +30,7 @@ class FlappingCloud:
         self._served = StandInCloud(MODEL, LARGE)
 
     async def become(self, way: str) -> None:
-        """Behave so from now on: `serve`, `refuse` connections, `fail` with 500, or `hang`."""
+        """Behave so from now on: `serve`, `refuse` connections, `fail` with 500, `hang`, `slow`."""
         async with self._changed:
             self._way = way
             self._changed.notify_all()
@@ -59,4 +60,6 @@ class FlappingCloud:
                 await self._changed.wait_for(lambda: self._way != "hang")
         if self._way == "fail":
             return web.json_response({"error": "out of order"}, status=500)
+        if self._way == "slow":
+            await asyncio.sleep(SLOW_S)
         return await handler(request)

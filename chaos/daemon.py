@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,24 @@ class Daemon:
         self._killed = False
         self._stopping = False
 
+    async def during(self, work: Awaitable[None]) -> None:
+        """Run it while the work is done, then stop it.
+
+        Raises:
+            StageError: It refuses our configuration.
+        """
+        supervision = asyncio.create_task(self.run())
+        try:
+            await _unless_it_ends(supervision, work)
+        finally:
+            await self.stop()
+            await asyncio.gather(supervision, return_exceptions=True)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process now, if it runs."""
+        return self._process.pid if self._process and self._running.is_set() else None
+
     async def run(self) -> None:
         """Start it, and start it again at each end, until `stop`.
 
@@ -169,6 +187,10 @@ class Daemon:
                 return True
         return False
 
+    async def hang_up(self) -> None:
+        """Have it read its configuration again."""
+        (await self._alive()).send_signal(signal.SIGHUP)
+
     async def freeze(self, seconds: float) -> None:
         """Stop it for a while, unless it is killed before."""
         process = await self._alive()
@@ -228,3 +250,25 @@ def _forget_shared_clock(pid: int) -> None:
     # libfaketime leaves these behind at kill -9, and a later process of this id would fail on them.
     for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
         Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108 - the library's own place
+
+
+async def _unless_it_ends(watched: asyncio.Task[None], work: Awaitable[None]) -> None:
+    """Do the work, unless the other task fails in the meantime."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((watched, doing), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            watched.result()
+        await doing
+    except ExceptionGroup as group:
+        # One trouble is told in one line, wherever it came from.
+        raise _first(group) from group
+    finally:
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

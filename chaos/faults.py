@@ -114,14 +114,12 @@ def _faketime() -> Path | None:
 
 @dataclass(slots=True)
 class Faults:
-    """Everything that can go wrong."""
+    """What can go wrong with the daemon's processes, the broker, the network and the cloud."""
 
     daemon: Daemon
     broker: Mosquitto
     proxy: Proxy
     cloud: FlappingCloud
-    disk: SmallDisk
-    clock: Clock
     say: Callable[[str], None]
 
     async def happen(self, plan: Iterable[Fault]) -> None:
@@ -174,7 +172,7 @@ class Faults:
         await self.proxy.start()
 
     async def _cloud(self, fault: Fault) -> None:
-        what = {"refuse": "refuses", "fail": "answers 500", "hang": "hangs"}
+        what = {"refuse": "refuses", "fail": "answers 500", "hang": "hangs", "slow": "is slow"}
         self.say(f"the cloud {what[fault.how]} for {fault.for_s:.1f} s")
         await self.cloud.become(fault.how)
         await asyncio.sleep(fault.for_s)
@@ -183,6 +181,14 @@ class Faults:
     async def _stop(self, fault: Fault) -> None:
         self.say(f"the daemon is stopped for {fault.for_s:.1f} s")
         await self.daemon.freeze(fault.for_s)
+
+
+@dataclass(slots=True)
+class MachineFaults(Faults):
+    """These, and what can go wrong with the disk and the clock."""
+
+    disk: SmallDisk
+    clock: Clock
 
     async def _disk(self, fault: Fault) -> None:
         self.say(f"the disk is full for {fault.for_s:.1f} s")

@@ -18,13 +18,10 @@ import asyncio
 import contextlib
 import json
 import random
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +31,9 @@ import plan
 from broker import Mosquitto, StageError
 from client import Client, Record
 from cloud import FlappingCloud
+from conduct import conduct
 from daemon import Daemon, write_config
-from faults import Clock, Faults, SmallDisk
+from faults import Clock, MachineFaults, SmallDisk
 from plan import Options
 from proxy import Proxy
 from verdict import Failing, Verdict, judge
@@ -64,6 +62,7 @@ class Run:
     cloud: FlappingCloud | None = None
     not_ready: str | None = None  # what the daemon says at the end, all being well again
     unrepeated: list[Record] = field(default_factory=list)
+    verdict: Verdict = field(default_factory=Verdict)
 
     def say(self, what: str) -> None:
         """Put an event on the timeline."""
@@ -74,7 +73,7 @@ class Run:
         print(f"{at:9.2f} s  {what}", file=sys.stderr if self.quiet else sys.stdout, flush=True)
 
     @contextlib.asynccontextmanager
-    async def stage(self) -> AsyncIterator[Faults]:
+    async def stage(self) -> AsyncIterator[MachineFaults]:
         """Set everything up, for the time of the block."""
         small = self.folder / "disk"
         small.mkdir()
@@ -118,7 +117,7 @@ class Run:
             self.client = Client(broker_port, jobs.make(self.options.seed, self.options.jobs))
             await self.client.connect()
             stack.push_async_callback(self.client.disconnect)
-            yield Faults(self.daemon, broker, proxy, self.cloud, disk, clock, self.say)
+            yield MachineFaults(self.daemon, broker, proxy, self.cloud, self.say, disk, clock)
 
     async def make(self) -> None:
         """Run it all.
@@ -129,15 +128,11 @@ class Run:
         async with self.stage() as faults:
             assert self.daemon is not None
             assert self.client is not None
-            supervision = asyncio.create_task(self.daemon.run())
-            try:
-                await _unless_it_ends(supervision, self._load(faults))
-            finally:
-                await self.daemon.stop()
-                await asyncio.gather(supervision, return_exceptions=True)
+            await self.daemon.during(self._load(faults))
             self.say(f"the daemon ended on SIGTERM with {self.daemon.stopped_with}")
+        self.verdict = self._judge()
 
-    async def _load(self, faults: Faults) -> None:
+    async def _load(self, faults: MachineFaults) -> None:
         daemon, client, options = self.daemon, self.client, self.options
         assert daemon is not None
         assert client is not None
@@ -167,7 +162,22 @@ class Run:
         if reason is not None:
             self.left_out[kind] = reason
 
-    def judge(self) -> Verdict:
+    @property
+    def sound(self) -> bool:
+        """Whether all held."""
+        return self.verdict.sound
+
+    def report(self, logs: Path | None) -> None:
+        """Print what came of it, as JSON where all else is to be quiet."""
+        if self.quiet:
+            told = {**self.as_json(), "logs": None if logs is None else str(logs)}
+            print(json.dumps(told))
+            return
+        print_report(self)
+        if not self.sound:
+            print_failing(self)
+
+    def _judge(self) -> Verdict:
         """Hold the answers against the truth."""
         assert self.client is not None
         assert self.cloud is not None
@@ -178,9 +188,9 @@ class Run:
             began=self.began,
         )
 
-    def as_json(self, verdict: Verdict) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Give everything as plain JSON types."""
-        daemon, client, cloud = self.daemon, self.client, self.cloud
+        daemon, client, cloud, verdict = self.daemon, self.client, self.cloud, self.verdict
         assert daemon is not None
         assert client is not None
         assert cloud is not None
@@ -203,31 +213,9 @@ class Run:
         }
 
 
-async def _unless_it_ends(watched: asyncio.Task[None], work: Awaitable[None]) -> None:
-    """Do the work, unless the other task fails in the meantime."""
-    doing = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((watched, doing), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            watched.result()
-        await doing
-    except ExceptionGroup as group:
-        # One trouble is told in one line, wherever it came from.
-        raise _first(group) from group
-    finally:
-        doing.cancel()
-        await asyncio.gather(doing, return_exceptions=True)
-
-
-def _first(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def print_report(run: Run, verdict: Verdict) -> None:
+def print_report(run: Run) -> None:
     """Print the counts."""
-    told = run.as_json(verdict)
+    told, verdict = run.as_json(), run.verdict
     print()
     for kind, reason in run.left_out.items():
         print(f"left out: {kind}: {reason}")
@@ -251,9 +239,10 @@ def print_report(run: Run, verdict: Verdict) -> None:
     print("all held" if verdict.sound else "FAILED")
 
 
-def print_failing(run: Run, verdict: Verdict) -> None:
+def print_failing(run: Run) -> None:
     """Print what is known of the jobs that something is wrong with."""
     assert run.daemon is not None
+    verdict = run.verdict
     log = run.daemon.log.read_text(encoding="utf-8", errors="replace").splitlines()
     for failing in _varied(verdict.failing)[:SHOWN]:
         print(f"\n{failing.id}: {'; '.join(failing.reasons)}")
@@ -321,48 +310,15 @@ def options_of(arguments: list[str] | None = None) -> tuple[Options, argparse.Na
     return options, told
 
 
-async def _until_done(run: Run) -> None:
-    # Ended from outside, the stage is still taken down: mounts and processes would stay.
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await run.make()
-
-
 def main() -> int:
     """Make a run."""
     options, told = options_of()
     if told.plan:
         print(json.dumps([fault.as_json() for fault in plan.make(options)], indent=1))
         return 0
-    if told.keep is not None:
-        told.keep.mkdir(parents=True)
-    folder = told.keep or Path(tempfile.mkdtemp(prefix="edgewise-chaos-"))
-    run = Run(options, folder.resolve(), quiet=told.json)
     if not told.json:
         print(f"chaos {options.replay()}")
-    keep = True
-    try:
-        asyncio.run(_until_done(run))
-        verdict = run.judge()
-        keep = told.keep is not None or not verdict.sound
-        if told.json:
-            logs = str(run.folder) if keep else None
-            print(json.dumps({**run.as_json(verdict), "logs": logs}))
-        else:
-            print_report(run, verdict)
-            if not verdict.sound:
-                print_failing(run, verdict)
-    except StageError as error:
-        print(f"chaos: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        keep = told.keep is not None
-        return 130
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-    return 0 if verdict.sound else 1
+    return conduct("chaos", lambda folder: Run(options, folder, quiet=told.json), told.keep)
 
 
 if __name__ == "__main__":

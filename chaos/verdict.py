@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -110,7 +110,7 @@ def judge(
 
 def _count(verdict: Verdict, record: Record) -> None:
     # The first is the answer; whatever else came is a contradiction.
-    answer = _parse(next(iter(record.answers)))
+    answer = parse(next(iter(record.answers)))
     parameters = answer.get("parameters", {})
     code = parameters.get("code")
     if code is None:
@@ -130,21 +130,23 @@ def _contradictions(record: Record, truth: Truth, seen_by_cloud: set[str]) -> It
     if len(record.answers) > before:
         yield FORGOTTEN
     for payload in record.answers:
-        wrong = _wrong(record.job, _parse(payload), truth)
-        if wrong is not None:
-            yield wrong
+        reason = wrong(record.job, parse(payload), truth)
+        if reason is not None:
+            yield reason
     if record.job.placement == "only_local" and record.job.id in seen_by_cloud:
         yield "only_local, and the cloud has seen it"
 
 
-def _wrong(job: Job, answer: dict[str, Any], truth: Truth) -> str | None:
-    """Tell what is wrong with an answer, or None."""
+def wrong(
+    job: Job, answer: dict[str, Any], truth: Truth, codes: Container[str] = POSSIBLE_CODES
+) -> str | None:
+    """Tell what is wrong with an answer, or None; `codes` are the errors that may be true of it."""
     if answer.get("id") != job.id:
         return f"the answer is for {answer.get('id')!r}"
     parameters = answer.get("parameters", {})
     if "error" in answer:
         code = parameters.get("code")
-        return None if code in POSSIBLE_CODES else f"{code!r} is not true of this job"
+        return None if code in codes else f"{code!r} is not true of this job"
     route = parameters.get("route")
     if route not in {"local", "cloud"}:
         return f"the route is {route!r}"
@@ -178,7 +180,8 @@ def _close(given: Any, true: np.ndarray[Any, Any]) -> bool:
     return values.shape == true.shape and bool(np.allclose(values, true, atol=TOLERANCE, rtol=0))
 
 
-def _parse(payload: bytes) -> dict[str, Any]:
+def parse(payload: bytes) -> dict[str, Any]:
+    """Read an answer; one that can't be read is empty."""
     try:
         answer = json.loads(payload)
     except ValueError:

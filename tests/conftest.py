@@ -11,6 +11,7 @@ import contextlib
 import datetime as dt
 import getpass
 import gzip
+import importlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import uuid
 from collections import defaultdict
@@ -38,6 +40,7 @@ import agent
 from agent.demo.broker import embedded_broker, free_port
 
 WAIT_S = 20.0  # the most that any wait takes before its test fails
+ROOT = Path(__file__).parents[1]
 DATA = Path(agent.__file__).parent / "demo" / "data"
 DAY = dt.timedelta(days=1)
 HEADER_LENGTH = "inference-header-content-length"
@@ -530,3 +533,24 @@ def configure(tmp_path, broker, device):
         return path
 
     return write
+
+
+@pytest.fixture
+def modules_of(monkeypatch):
+    """Import modules of folders of scripts, which know each other by the file's name alone."""
+    names: set[str] = set()
+    others: dict[str, Any] = {}
+
+    def use(*folders: str) -> Any:
+        for folder in folders:
+            path = ROOT / folder
+            monkeypatch.syspath_prepend(path)
+            names.update(module.stem for module in path.glob("*.py"))
+        # Other folders have modules of the same names, which other tests import.
+        others.update({name: sys.modules.pop(name) for name in names & sys.modules.keys()})
+        return importlib.import_module
+
+    yield use
+    for name in names & sys.modules.keys():
+        del sys.modules[name]
+    sys.modules |= others

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import deque
 from pathlib import Path
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from agent.routes.messages import ModelSpec
 from agent.wire import oip, tensors
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
+MOST_IDS = 100_000  # that are remembered
 
 
 class StandInCloud:
@@ -33,7 +35,7 @@ class StandInCloud:
         self._model = Model(
             ModelSpec(name, str(path), sha256=None, threads=1, stateful=False, image=None)
         )
-        self._seen: list[str] = []
+        self._seen: deque[str] = deque(maxlen=MOST_IDS)
 
     def application(self) -> web.Application:
         """Make the server's routes."""
@@ -73,7 +75,7 @@ class StandInCloud:
         return web.json_response({"name": self._name, "platform": "tflite", **ports})
 
     async def _ids(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._seen)
+        return web.json_response(list(self._seen))
 
     async def _infer(self, request: web.Request) -> web.Response:
         body = await request.read()

@@ -10,6 +10,7 @@ import socket
 import sys
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,29 +37,31 @@ class Ended:
         return json.loads(self.out)
 
 
+async def run_to_end(*command: Any, within_s: float = WAIT_S, **environment: str) -> Ended:
+    """Run a command to its end; one that takes too long may still take down what it has set up."""
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**ENVIRONMENT, **environment},
+    )
+    try:
+        async with asyncio.timeout(within_s):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.terminate()
+        late = asyncio.get_running_loop().call_later(WAIT_S, process.kill)
+        out, err = await process.communicate()
+        late.cancel()
+        raise AssertionError(f"{command} did not end: {out[-3000:]!r} {err[-3000:]!r}") from None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
 @pytest.fixture
 def edgewise():
     """Run `edgewise` to its end."""
-
-    async def run(*arguments: Any, **environment: str) -> Ended:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent"),
-            *map(str, arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**ENVIRONMENT, **environment},
-        )
-        try:
-            async with asyncio.timeout(WAIT_S):
-                out, err = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            out, err = await process.communicate()
-            raise AssertionError(f"edgewise {arguments} did not end: {out!r} {err!r}") from None
-        return Ended(process.returncode, out.decode(), err.decode())
-
-    return run
+    return partial(run_to_end, sys.executable, "-m", "agent")
 
 
 class DaemonProcess:

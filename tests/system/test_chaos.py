@@ -1,7 +1,5 @@
 """A bounded part of `make chaos`, and that its verdict would notice what it looks for."""
 
-import asyncio
-import importlib
 import json
 import sys
 import time
@@ -9,28 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.conftest import run_to_end
+
 CHAOS = Path(__file__).parents[2] / "chaos"
 ENDS_WITHIN_S = 110
 KILLS, JOBS, SECONDS = 5, 600, 8
-
-
-async def chaos(*arguments) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(CHAOS / "run.py")),
-        *map(str, arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(ENDS_WITHIN_S):
-            out, err = await process.communicate()
-    except TimeoutError:
-        # It takes its processes and its mount down with it.
-        process.terminate()
-        out, err = await process.communicate()
-        raise AssertionError(f"it did not end: {err.decode()[-3000:]}") from None
-    return process.returncode, out.decode(), err.decode()
 
 
 @pytest.mark.parametrize(
@@ -42,13 +23,14 @@ async def chaos(*arguments) -> tuple[int, str, str]:
 )
 async def test_each_job_gets_exactly_one_true_answer_whatever_fails(mosquitto, given):
     bounds = ("--jobs", JOBS, "--kills", KILLS, "--seconds", SECONDS)
-    code, out, err = await chaos("--json", *bounds, *given)
-    assert out, err
-    told = json.loads(out)
+    command = (sys.executable, CHAOS / "run.py", "--json", *bounds, *given)
+    ended = await run_to_end(*command, within_s=ENDS_WITHIN_S)
+    assert ended.out, ended.err
+    told = ended.json
     failing = json.dumps(told["failing"][:3], indent=1)
     wrong = {k: told[k] for k in ("lost", "contradicting", "leaked", "unrepeated") if told[k]}
     assert not wrong, f"{told['replay']}: {wrong}; the logs are in {told['logs']}\n{failing}"
-    assert code == 0
+    assert ended.code == 0
     assert told["answered"] == JOBS
     assert told["kills"] >= KILLS
     assert set(told["left_out"]) <= {"disk", "clock"}
@@ -57,16 +39,9 @@ async def test_each_job_gets_exactly_one_true_answer_whatever_fails(mosquitto, g
 
 
 @pytest.fixture
-def harness(monkeypatch):
+def harness(modules_of):
     """The harness's own modules."""
-    monkeypatch.syspath_prepend(CHAOS)
-    # The benchmark has modules of the same names, which other tests import.
-    names = {path.stem for path in CHAOS.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
-    yield importlib.import_module
-    for name in names & sys.modules.keys():
-        del sys.modules[name]
-    sys.modules |= others
+    return modules_of("chaos")
 
 
 def test_the_seed_and_the_options_determine_the_plan_and_the_jobs(harness):
