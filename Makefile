@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cloud lint format bench bench-servers bench-policies chaos soak truth lock deb test-install clean
+.PHONY: help demo test test-cloud lint format docs bench bench-servers bench-policies chaos soak truth lock deb test-install clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-cloud  tests with real MLServer, KServe and Ray Serve (installs 1.5 GB)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix"
+	@echo "make docs    write docs/reference from the code's own types"
 	@echo "make bench   compare with a bare loop; deferred jobs; estimates; cascades; HTTP (needs mosquitto)"
 	@echo "make bench-servers   what Edgewise adds to MLServer and Ray Serve, and what batching is worth"
 	@echo "make bench-policies  all policies and baselines on simulated networks, against the oracle"
@@ -67,6 +68,9 @@ lint: .venv/.lint
 format: .venv/.lint
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: .venv/.test
+	@$(BIN)/python -B docs/reference/generate.py
 
 bench: .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -17,26 +17,32 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Placement(enum.StrEnum):
     """Where a job wants to run. `prefer_…` may fall back, `only_…` may not."""
 
-    AUTO = "auto"
-    ONLY_LOCAL = "only_local"
-    PREFER_LOCAL = "prefer_local"
-    PREFER_CLOUD = "prefer_cloud"
-    ONLY_CLOUD = "only_cloud"
+    AUTO = "auto"  # as the policy decides
+    ONLY_LOCAL = "only_local"  # on the device, or not at all
+    PREFER_LOCAL = "prefer_local"  # on the device while that is open
+    PREFER_CLOUD = "prefer_cloud"  # in the cloud while that is open
+    ONLY_CLOUD = "only_cloud"  # in the cloud, or not at all
 
 
 class ErrorCode(enum.StrEnum):
     """Why a job got no result."""
 
-    BAD_REQUEST = "bad_request"
-    UNKNOWN_MODEL = "unknown_model"
+    BAD_REQUEST = "bad_request"  # the payload, a parameter or an input does not fit
+    UNKNOWN_MODEL = "unknown_model"  # the device has no model of this name
+    # Over `limits.max_payload_bytes`, or an image with too many pixels.
     TOO_LARGE = "too_large"
-    DEADLINE_EXCEEDED = "deadline_exceeded"
-    CANCELLED = "cancelled"
+    DEADLINE_EXCEEDED = "deadline_exceeded"  # no answer by the deadline
+    CANCELLED = "cancelled"  # by `cancel/{id}`
+    # Too many jobs are unfinished or stored; `retry_after_ms` says when to try again.
     OVERLOADED = "overloaded"
-    NO_ROUTE = "no_route"
+    NO_ROUTE = "no_route"  # the job's own terms or the policy leave no route
+    # The local model failed, hung or could not be loaded, or the daemon died three times while the
+    # job ran.
     MODEL_ERROR = "model_error"
+    # The endpoint refused, failed or gave no usable answer; with `retry_after_ms` where it said
+    # when to try again.
     ENDPOINT_ERROR = "endpoint_error"
-    INTERNAL = "internal"
+    INTERNAL = "internal"  # a fault of the daemon; its log says more
 
 
 class JobError(Exception):

@@ -128,11 +128,11 @@ class Adaptive:
 
         latency: float = 1.0  # the whole deadline used up
         miss: float = 3.0  # no result by the deadline, besides the time
-        joule: float = 0.1  # from a full battery
+        joule: float = 0.1  # one joule from a full battery
         money: float = 100.0  # one unit of the endpoints' prices
         explore: float = 0.05  # the share of jobs that may be sent out of curiosity
         hedge: bool = True  # whether a second route may be started where the first is late
-        seed: int = 0
+        seed: int = 0  # of what is left to chance
 
         def __post_init__(self) -> None:
             Weights(self.latency, self.miss, self.joule, self.money)

@@ -24,10 +24,10 @@ class Why(enum.StrEnum):
     ONLY_ROUTE = "only_route"  # one route was open to this job
     PREFERRED = "preferred"  # the policy's standing preference
     FALLBACK = "fallback"  # the preferred route was closed
-    BATTERY_LOW = "battery_low"
-    CPU_BUSY = "cpu_busy"
-    NETWORK_SLOW = "network_slow"
-    INPUT_LARGE = "input_large"
+    BATTERY_LOW = "battery_low"  # so the cloud, or the job waits
+    CPU_BUSY = "cpu_busy"  # others take the CPU, so the cloud
+    NETWORK_SLOW = "network_slow"  # too slow for the cloud
+    INPUT_LARGE = "input_large"  # too large for the cloud
     EXPECTED_COST = "expected_cost"  # least expected cost
     EXPLORATION = "exploration"  # chosen in part to learn
     RULE = "rule"  # a rule of the operator's matched

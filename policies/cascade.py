@@ -42,12 +42,12 @@ class Cascade:
         """What to wrap, how right answers should be, and what may be spent on knowing that."""
 
         of: str = "adaptive"  # the policy that takes routes, by its name
-        options: dict[str, Any] = field(default_factory=dict)  # that one's
+        options: dict[str, Any] = field(default_factory=dict)  # that one's own
         target_accuracy: float = 0.99  # share of answers that are as the cloud's
         audit_rate: float = 0.02  # share of confident local answers the cloud is asked about too
-        min_audits: int = 20  # before these, audits are four times as many, and the threshold is
-        threshold_first: float = 0.9
-        seed: int = 0
+        min_audits: int = 20  # before these, audits are four times as many
+        threshold_first: float = 0.9  # the confidence that is kept until then
+        seed: int = 0  # of what is left to chance
 
         def __post_init__(self) -> None:
             for name in ("target_accuracy", "audit_rate", "threshold_first"):

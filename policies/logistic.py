@@ -118,11 +118,13 @@ class Logistic:
         learning_rate: float = 0.3  # a step's size, before AdaGrad's scaling
         memory: float = 0.98  # of squared gradients, from one outcome to the next; 1 never fades
         l2: float = 0.001  # pull of each weight to where it began, as its route is taken
-        forget: float = 0.003  # and at each outcome of another route: else a bad name would stick
+        forget: float = (
+            0.003  # the same at each outcome of another route, or a bad name would stick
+        )
         epsilon: float = 0.01  # share of decisions that explore, where that is safe
-        explore_within: float = 0.5  # of the deadline: a route whose p95 is later is not explored
-        explore_below: float = 0.05  # nor one with a miss likelier than this
-        seed: int = 0
+        explore_within: float = 0.5  # of the deadline: a route of later p95 is not explored
+        explore_below: float = 0.05  # a route with a miss likelier than this is not explored
+        seed: int = 0  # of what is left to chance
         latency: float = 1.0  # what the whole deadline used up counts for; see `policies.cost`
         miss: float = 3.0  # a missed deadline
         joule: float = 0.1  # a joule from a full battery

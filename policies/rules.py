@@ -20,12 +20,13 @@ DEFER = "defer"
 class Rule:
     """One rule: a condition in CEL, and what follows from it."""
 
-    when: str
-    route: str  # local, cloud (the open endpoint of least p95), cloud:<endpoint>, reject or defer
+    when: str  # a condition in CEL
+    # `local`, `cloud` (the open endpoint of least p95), `cloud:<endpoint>`, `reject` or `defer`
+    route: str
     defer_s: float = 60.0  # with defer: how long the job waits before the next look at it
     escalate_below: float | None = None  # a local answer less confident than this is escalated
     hedge: str | None = None  # a second route, if the first has no answer after hedge_after_s
-    hedge_after_s: float = 0.0
+    hedge_after_s: float = 0.0  # when that second route is started
 
     def __post_init__(self) -> None:
         if self.route not in {REJECT, DEFER} and not _is_route(self.route):
@@ -75,8 +76,8 @@ class Rules:
     class Options:
         """The rules, in order, and what is preferred where none matches."""
 
-        rules: tuple[Rule, ...] = ()
-        default: Literal["local", "cloud"] = "local"
+        rules: tuple[Rule, ...] = ()  # the first that holds and whose route is open is followed
+        default: Literal["local", "cloud"] = "local"  # preferred where none can be followed
 
         def __post_init__(self) -> None:
             if self.default not in {LOCAL, CLOUD}:

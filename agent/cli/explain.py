@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def explain(ctx: typer.Context, job_id: str, as_json: Json = False) -> None:
+def explain(
+    ctx: typer.Context,
+    job_id: Annotated[str, typer.Argument(help="As in the job's answer.")],
+    as_json: Json = False,
+) -> None:
     """Tell why JOB_ID went where it went, from the decision log on this device."""
     from agent.explain import absent
     from agent.history import EntryError, decode

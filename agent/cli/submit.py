@@ -48,13 +48,20 @@ class _Sent:
 @app.command()
 def submit(
     ctx: typer.Context,
-    model: str,
+    model: Annotated[str, typer.Argument(help="The model's name on the device.")],
     files: Annotated[list[Path], typer.Argument(help="Images, .npy, .json, or folders of them.")],
     as_json: Json = False,
-    deadline_ms: Annotated[float | None, typer.Option(min=1)] = None,
-    priority: Annotated[int | None, typer.Option(min=0, max=9)] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=1, help="From receipt; else limits.default_deadline_ms.")
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=0, max=9, help="Higher goes first; else 5.")
+    ] = None,
     private: Annotated[bool, typer.Option(help="Never leaves the device.")] = False,
-    placement: Annotated[str | None, typer.Option(help="auto, only_local, prefer_cloud, …")] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(help="One of auto, only_local, prefer_local, prefer_cloud, only_cloud."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Another device than our own.")] = None,
 ) -> None:
     """Publish files as jobs for MODEL, and wait for the answers."""

@@ -1,0 +1,1 @@
+"""One module for each page; each has a function `write` that gives the page's text."""
