@@ -1,8 +1,8 @@
 """The store as the event loop sees it: what is to be written, and what is known.
 
-Writes gather here and are committed together by one thread (group commit): a batch begins as soon
-as something in it is due and the one before has ended. Small reads go through a connection of
-their own, on the event loop: in WAL mode they wait for nobody.
+Writes gather (`agent.store.pending`) and are committed together by one thread (group commit): a
+batch begins as soon as something in it is due and the one before has ended. Small reads go through
+a connection of their own, on the event loop: in WAL mode they wait for nobody.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -37,8 +36,10 @@ from agent.store.database import (
     ReplacedError,
     Written,
 )
+from agent.store.pending import NEVER, Pending, Taken
 from agent.store.reader import Reader, StoreError, said
 from agent.store.record import OUTBOX, Record, lane_of
+from agent.store.thread import WriterThread
 from agent.store.timeline import Timeline
 from agent.wire import stored
 
@@ -50,10 +51,11 @@ AT_ONCE_S = 0.0
 SOON_S = 0.01
 # What a crash may undo without harm: a mark that a run began, or that the broker took an answer.
 LATER_S = 0.25
+# Whoever reads the decision log has it before they could ask.
+DECISION_S = 0.05
 RETRY_FIRST_S = 0.25
 RETRY_LAST_S = 5.0
 PRUNE_EVERY_S = 30.0
-NEVER = float("inf")
 
 
 class LockedError(Exception):
@@ -86,7 +88,7 @@ class Store:
         self._database = database or Database(folder, settings.synchronous, self._limits)
         self._ttl_s = result_ttl_s
         self._events = events
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._thread = WriterThread("store")
         self.reader = Reader()
         self._timeline: Timeline | None = None
         self._is_open = False
@@ -95,11 +97,9 @@ class Store:
         self._used_bytes = 0
         self.counts: Counter[State] = Counter()  # jobs by state
         self.lanes: Counter[str] = Counter()  # parked jobs by lane
-        self._dirty: dict[int, Record] = {}
-        self._then: dict[int, list[Callable[[], None]]] = {}
-        self._decisions: list[tuple[str, float, bytes]] = []
-        self._decisions_due = NEVER
-        self._writing: asyncio.Future[Any] | None = None
+        self._pending = Pending(settings.max_decisions)
+        self._rests = asyncio.Event()  # no work is with the thread
+        self._rests.set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._since_prune = 0
@@ -135,7 +135,7 @@ class Store:
         """Open the file. Where the disk does not let us, go on and try again in a while."""
         self._loop = asyncio.get_running_loop()
         try:
-            await self._open()
+            self._take_up(await self._thread.ask(partial(self._database.open, self._timeline)))
         except (sqlite3.Error, OSError) as error:
             self._fail(error)
 
@@ -146,8 +146,8 @@ class Store:
         if self._timer is not None:
             self._timer.cancel()
         self.reader.close()
-        await self._run(self._database.close)
-        self._thread.shutdown()
+        await self._thread.ask(self._database.close)
+        self._thread.end()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -281,13 +281,7 @@ class Store:
     ) -> None:
         """Write the record as it then is, within this time, and call back once it is durable."""
         assert self._loop is not None, "the store is not started"
-        record.due = min(record.due, self._loop.time() + within_s)
-        # Last in the batch: what was done first is told first.
-        self._dirty.pop(record.n, None)
-        self._dirty[record.n] = record
-        if then is not None:
-            self._then.setdefault(record.n, []).append(then)
-        self._plan(record.due)
+        self._plan(self._pending.add(record, self._loop.time() + within_s, then))
 
     def use_ttl(self, result_ttl_s: float) -> None:
         """Keep answers this long from now on."""
@@ -295,18 +289,16 @@ class Store:
 
     def is_dirty(self, record: Record) -> bool:
         """Tell whether some of the record is not on disk yet."""
-        return record.n in self._dirty
+        return record in self._pending
 
     async def flush(self) -> None:
         """Write all there is, unless the disk does not let us."""
-        while self._writing is not None or self._dirty or self._decisions:
-            if self._writing is None:
+        while self._pending or not self._rests.is_set():
+            if self._rests.is_set():
                 if self.trouble is not None:
                     return
                 self._flush(everything=True)
-            assert self._writing is not None
-            await asyncio.wait((self._writing,))
-            await asyncio.sleep(0)
+            await self._rests.wait()
 
     async def written(self, record: Record) -> None:
         """Write the record at once, and wait until it is durable."""
@@ -322,17 +314,13 @@ class Store:
     def log_decision(self, job_id: str, decided: float, body: bytes) -> None:
         """Keep a decision (Unix seconds, JSON) for later questions."""
         assert self._loop is not None, "the store is not started"
-        if len(self._decisions) >= self._limits.decisions:
-            return  # the disk does not take them, and memory is for jobs
-        self._decisions.append((job_id, decided, body))
-        if self._decisions_due == NEVER:
-            self._decisions_due = self._loop.time() + LATER_S
-            self._plan(self._decisions_due)
+        due = self._loop.time() + DECISION_S
+        self._plan(self._pending.add_decision((job_id, decided, body), due))
 
     # Writing.
 
     def _plan(self, due: float) -> None:
-        if self._writing is not None or self._closing or due >= self._timer_at:
+        if not self._rests.is_set() or self._closing or due >= self._timer_at:
             return
         if self.trouble is not None and self._timer is not None:
             return
@@ -346,82 +334,63 @@ class Store:
     def _on_timer(self) -> None:
         self._timer = None
         self._timer_at = NEVER
-        wanted = self._dirty or self._decisions or self.trouble is not None
-        if wanted and self._writing is None and not self._closing:
+        wanted = self._pending or self.trouble is not None
+        if wanted and self._rests.is_set() and not self._closing:
             self._flush()
 
     def _flush(self, *, everything: bool = False) -> None:
         assert self._loop is not None
+        self._rests.clear()
         if not self._is_open:
-            opening = asyncio.ensure_future(self._open())
-            opening.add_done_callback(self._on_opened)
-            self._writing = opening
+            self._thread.do(partial(self._database.open, self._timeline), self._on_opened)
             return
         now = self._loop.time()
-        if everything or self.trouble is not None:
-            records = list(self._dirty.values())
-        else:
-            # Marks that may wait ride along; a receipt that is not yet due waits for its answer.
-            records = [
-                r for r in self._dirty.values() if r.due <= now or r.state is State.PUBLISHED
-            ]
-        if self._singly:
-            self._singly -= 1
-            records = records[:1]
-        then = [self._then.pop(record.n, []) for record in records]
-        for record in records:
-            del self._dirty[record.n]
-            record.due = NEVER
-        decisions, self._decisions, self._decisions_due = self._decisions, [], NEVER
-        self._since_prune += len(records)
+        most = 1 if self._singly else None
+        self._singly -= bool(self._singly)
+        taken = self._pending.take(
+            now, everything=everything or self.trouble is not None, most=most
+        )
+        self._since_prune += len(taken.records)
         prune = (
             self._since_prune >= PRUNE_ROWS
             or now >= self._prune_at
             or self._used_bytes > self._limits.bytes
         )
-        changes = [_change(record) for record in records]
         batch = Batch(
-            changes,
-            decisions,
+            [_change(record) for record in taken.records],
+            taken.decisions,
             0.0 if self._timeline is None else self._timeline.now(),
             prune=prune,
             rows=self.counts.total(),
         )
-        writing = asyncio.ensure_future(self._write(batch))
-        writing.add_done_callback(
-            lambda done: self._on_written(done, batch, records, changes, then)
+        self._thread.do(
+            partial(self._database.write, batch), partial(self._on_written, taken, batch)
         )
-        self._writing = writing
 
-    async def _write(self, batch: Batch) -> Written:
-        written: Written = await self._run(self._database.write, batch)
-        return written
-
-    def _on_opened(self, done: asyncio.Future[None]) -> None:
-        self._writing = None
-        error = None if done.cancelled() else done.exception()
-        if error is not None:
+    def _on_opened(self, opened: Opened | None, error: BaseException | None) -> None:
+        self._rests.set()
+        if opened is None:
+            assert error is not None
             self._fail(error)
-        else:
-            self._retry_s = RETRY_FIRST_S
-            self._plan_next()
+            return
+        try:
+            self._take_up(opened)
+        except (sqlite3.Error, OSError) as unreadable:
+            self._fail(unreadable)
+            return
+        self._retry_s = RETRY_FIRST_S
+        self._plan_next()
 
     def _on_written(
-        self,
-        done: asyncio.Future[Written],
-        batch: Batch,
-        records: list[Record],
-        changes: list[Change | Mark],
-        then: list[list[Callable[[], None]]],
+        self, taken: Taken, batch: Batch, written: Written | None, error: BaseException | None
     ) -> None:
-        self._writing = None
-        error = None if done.cancelled() else done.exception()
-        if error is not None:
-            self._on_failed(error, records, then, batch)
+        self._rests.set()
+        if written is None:
+            assert error is not None
+            self._on_failed(error, taken)
             return
-        written = done.result()
         self._retry_s = RETRY_FIRST_S
-        for record, change in zip(records, changes, strict=True):
+        for record, change in zip(taken.records, batch.changes, strict=True):
             if isinstance(change, Change):
                 _note(record, change)
         if batch.prune:
@@ -431,54 +400,37 @@ class Store:
             assert self._loop is not None
             self._prune_at = self._loop.time() + PRUNE_EVERY_S
         self._recover()
-        self._events.emit(Committed(len(changes), written.duration_s))
-        for callback in chain.from_iterable(then):
+        for callback in chain.from_iterable(taken.then):
             try:
                 callback()
             except Exception:
                 log.exception("after_commit_failed")
+        self._events.emit(Committed(len(batch.changes), written.duration_s))
         self._plan_next()
 
     def _plan_next(self) -> None:
-        due = min((record.due for record in self._dirty.values()), default=NEVER)
-        self._plan(min(due, self._decisions_due))
+        self._plan(self._pending.due)
 
-    def _on_failed(
-        self,
-        error: BaseException,
-        records: list[Record],
-        then: list[list[Callable[[], None]]],
-        batch: Batch,
-    ) -> None:
+    def _on_failed(self, error: BaseException, taken: Taken) -> None:
+        assert self._loop is not None
         if isinstance(error, ReplacedError):
             self.reader.close()
             self._is_open = False
-        self._take_back(records, then, batch)
+        self._pending.put_back(taken, self._loop.time())
         if isinstance(error, ReplacedError | sqlite3.OperationalError | OSError):
             self._fail(error)
             return
         # No fault of the disk: something in the batch can't be written, and others must not wait.
-        self._singly = len(records)
-        if len(records) == 1:
-            (record,) = records
+        self._singly = len(taken.records)
+        if len(taken.records) == 1:
+            (record,) = taken.records
             log.error("record_unwritable", job_id=record.id, exc_info=error)
-            del self._dirty[record.n]
+            self._pending.drop(record)
             self.counts[record.state] -= 1
-            self.on_unwritable(record, self._then.pop(record.n, []))
-        elif not records:
-            self._decisions.clear()
+            self.on_unwritable(record, self._pending.waiting_for(record))
+        elif not taken.records:
+            self._pending.drop_decisions()
         self._plan_next()
-
-    def _take_back(
-        self, records: list[Record], then: list[list[Callable[[], None]]], batch: Batch
-    ) -> None:
-        assert self._loop is not None
-        for record, callbacks in zip(records, then, strict=True):
-            record.due = self._loop.time()
-            self._dirty[record.n] = record
-            if callbacks:
-                self._then[record.n] = [*callbacks, *self._then.get(record.n, [])]
-        self._decisions = [*batch.decisions, *self._decisions][: self._limits.decisions]
 
     def _fail(self, error: BaseException) -> None:
         """Note that the disk does not let us write, and try again later."""
@@ -501,8 +453,13 @@ class Store:
             self.trouble = None
             self.on_works()
 
-    async def _open(self) -> None:
-        opened: Opened = await self._run(self._database.open, self._timeline)
+    def _take_up(self, opened: Opened) -> None:
+        """Go on with a file that was just opened.
+
+        Raises:
+            sqlite3.Error: It can't be read.
+            OSError: As above.
+        """
         replaced = self._timeline is not None
         self._timeline = opened.timeline
         self._is_open = True
@@ -514,9 +471,6 @@ class Store:
         if replaced:
             self.on_replaced()
         self._recover()
-
-    async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _take_n(self) -> int:
         n = self._next_n

@@ -23,6 +23,7 @@ from agent.store import (
 )
 from agent.store import store as stores
 from agent.store.database import NAME
+from agent.store.pending import MOST_GATHERED
 
 # As due times, these don't come within a test: what is due then is written for another reason.
 FAR_S = 3600.0
@@ -215,13 +216,36 @@ async def test_a_payload_goes_with_the_answer(store, keep):
     assert store.disk.rows("SELECT count(*) FROM answers") == [(1,)]
 
 
-async def test_a_mark_that_may_wait_goes_with_the_next_commit(store, add, keep):
+async def test_marks_and_decisions_that_may_wait_are_a_commit_of_their_own(store, add, keep):
     record = await keep(store, "j1", State.ANSWERED)
     store.move(record, Move.PUBLISH)
     store.write(record, FAR_S)
+    store.log_decision("j1", 5.0, b"{}")
     await keep(store, "j2")
-    assert not store.is_dirty(record)
+    assert [len(batch.changes) for batch in store.disk.batches] == [1, 1]
+    assert not any(batch.decisions for batch in store.disk.batches)
+    await store.flush()
+    assert [len(batch.changes) for batch in store.disk.batches] == [1, 1, 1]
+    assert len(store.disk.batches[-1].decisions) == 1
     assert store.reader.find("j1").state is State.PUBLISHED
+
+
+async def test_a_mark_goes_with_decisions_that_are_due(store, keep, until):
+    record = await keep(store, "j1", State.ANSWERED)
+    store.move(record, Move.PUBLISH)
+    store.write(record, FAR_S)
+    store.log_decision("j1", 5.0, b"{}")
+    await until(lambda: not store.is_dirty(record))
+    assert len(store.disk.batches[-1].decisions) == 1
+
+
+async def test_what_may_wait_does_not_once_there_is_much_of_it(store, add, keep, until):
+    records = [await keep(store, f"j{n}", State.ANSWERED) for n in range(MOST_GATHERED)]
+    for record in records:
+        store.move(record, Move.PUBLISH)
+        store.write(record, FAR_S)
+    await until(lambda: not any(map(store.is_dirty, records)))
+    assert store.disk.rows("SELECT DISTINCT state FROM jobs") == [("published",)]
 
 
 async def test_records_call_back_in_the_order_they_were_written_in(store, add, until):
@@ -253,7 +277,7 @@ async def test_nothing_to_write_is_no_commit(store, add, until):
     # The time comes that the receipt was to be written at.
     await until(lambda: store._timer is None)
     await store.flush()
-    assert store._writing is None
+    assert store._rests.is_set()
     assert [event.rows for event in store.told.of(Committed)] == [1]
 
 
@@ -446,11 +470,10 @@ async def test_an_answer_to_a_request_that_made_no_job_is_stored_without_an_id(s
 # Decisions.
 
 
-async def test_a_decision_is_kept_with_the_next_commit(store, keep):
+async def test_a_decision_is_kept_soon(store, until):
     store.log_decision("j1", 5.0, b'{"a":1}')
-    await keep(store)
+    await until(lambda: store.told.of(Committed))
     assert store.disk.rows("SELECT job, decided, body FROM decisions") == [("j1", 5.0, b'{"a":1}')]
-    assert len(store.told.of(Committed)) == 1
 
 
 async def test_decisions_are_kept_up_to_their_greatest_number(open_store, keep, monkeypatch):
@@ -470,7 +493,7 @@ async def test_decisions_do_not_fill_the_memory_while_the_disk_takes_none(open_s
     await store.flush()
     store.log_decision("late", 5.0, b"{}")
     assert store.trouble is not None
-    assert [job_id for job_id, _, _ in store._decisions] == ["j0", "j1", "j2"]
+    assert [job_id for job_id, _, _ in store._pending.decisions] == ["j0", "j1", "j2"]
 
 
 # A disk that fails, and heals.
@@ -630,8 +653,7 @@ async def test_a_file_that_can_be_opened_after_long_is_tried_ever_less_often(
     )
     for _ in range(3):
         store._on_timer()
-        await asyncio.wait((store._writing,))
-        await asyncio.sleep(0)
+        await store._rests.wait()
     assert pauses == [2.0, 4.0, 8.0]
     assert store.trouble == "unable to open database file"
 
