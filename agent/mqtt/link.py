@@ -32,6 +32,11 @@ from agent.mqtt.refusals import why_failed, why_refused
 log = structlog.get_logger(__name__)
 
 LIGHT = 0  # no command of MQTT's: paho writes such a packet and does nothing else about it
+# A light message waits so long for company, which often is the answer: each write wakes the broker.
+LIGHT_WAIT_S = 0.002
+DISCONNECT = 0xE0
+# Packets of more bytes than this are not copied to go out as one.
+JOINED_BYTES = 64 * 1024
 REFUSED = 0x80  # reason codes from here on are failures
 CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 30
@@ -134,6 +139,12 @@ def _light_packet(topic: bytes, payload: bytes, *, v5: bool) -> bytes:
     return bytes(packet) + payload
 
 
+def _ready_made(packet: bytes) -> dict[str, Any]:
+    """Make an entry of paho's queue."""
+    light = {"command": LIGHT, "mid": 0, "qos": 0, "pos": 0, "info": None}
+    return {**light, "to_process": len(packet), "packet": packet}
+
+
 class _Client(paho.Client):
     """paho's client, which tells why a connection broke to its log only."""
 
@@ -172,6 +183,7 @@ class Link:
         # What waits for the broker's window.
         self._settling: deque[tuple[asyncio.Future[ReasonCode], Callable[[], None]]] = deque()
         self._flush_planned = False
+        self._light_timer: asyncio.TimerHandle | None = None
         self._writer_added = False
         self._descriptor = -1
         self._client = _Client(
@@ -375,9 +387,9 @@ class Link:
             last["packet"] += packet
             last["to_process"] += len(packet)
         else:
-            light = {"command": LIGHT, "mid": 0, "qos": 0, "pos": 0, "info": None}
-            queue.append({**light, "to_process": len(packet), "packet": packet})
-        self._plan_flush()
+            queue.append(_ready_made(packet))
+        if not self._flush_planned and self._light_timer is None:
+            self._light_timer = self._loop.call_later(LIGHT_WAIT_S, self._flush)
 
     async def close(self, *, forget: bool = False) -> None:
         """Disconnect in good order: the will is not published.
@@ -441,6 +453,24 @@ class Link:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
+    def _join(self) -> bool:
+        """Make one packet of those that are queued, for paho writes them one by one.
+
+        Returns:
+            Whether there are several all the same.
+        """
+        queue: deque[Any] = self._client._out_packet  # noqa: SLF001 - it tells no other way
+        if len(queue) < 2:  # noqa: PLR2004
+            return False
+        size = sum(packet["to_process"] for packet in queue)
+        # paho has more to do after a packet that ends the connection.
+        if size > JOINED_BYTES or queue[0]["pos"] or queue[-1]["command"] & 0xF0 == DISCONNECT:
+            return True
+        joined = _ready_made(b"".join(packet["packet"] for packet in queue))
+        queue.clear()
+        queue.append(joined)
+        return False
+
     def _cork(self, *, held: bool) -> None:
         connection: Any = self._client.socket()
         if CORK is not None and connection is not None:
@@ -448,11 +478,14 @@ class Link:
 
     def _flush(self) -> None:
         self._flush_planned = False
+        if self._light_timer is not None:
+            self._light_timer.cancel()
+            self._light_timer = None
         if self._ended.done() or self._client.socket() is None:
             return
         try:
             # Everything that is queued leaves in as few segments as it fits.
-            several = len(self._client._out_packet) > 1  # noqa: SLF001 - it tells no other way
+            several = self._join()
             if several:
                 self._cork(held=True)
             self._client.loop_write()
