@@ -10,17 +10,19 @@ import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
+import msgspec
 import pytest
 from pages.markdown import REASONS, ROOT, Block, blocks, pages
 from pages.stages import PLAIN, STAGES
 from pages.terminal import Terminal, need
 
 from agent import plugins
-from agent.config import load
+from agent.config import Config, load
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = ("console", "sh")
+SECTIONS = {field.name for field in msgspec.structs.fields(Config)}
 # Each has a test below.
 KNOWN = {*COMMANDS, "toml", "json", "python", "ini", "text"}
 # What a fragment of a configuration is put beside: the endpoints that fragments speak of.
@@ -45,7 +47,7 @@ def is_followed(block: Block) -> bool:
 FOLLOWED = sorted({block.page for block in of(*COMMANDS) if not block.not_run})
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", FOLLOWED)
 def test_a_page_can_be_followed_from_top_to_bottom(page, tmp_path):
     need("unshare", "ip", "mosquitto", "mosquitto_pub", "openssl", "prometheus", "curl")
@@ -86,9 +88,13 @@ def test_commands_that_are_not_run_are_well_formed_at_least(block):
 
 @pytest.mark.parametrize("block", of("toml"), ids=str)
 def test_a_configuration_is_accepted(block, tmp_path):
-    """A fragment counts as a file in edgewise.d, beside one that has the endpoints it may name."""
-    if "build-system" in tomllib.loads(block.text):
-        return  # a pyproject.toml, which the page installs
+    """A fragment counts as a file in edgewise.d, beside one that has the endpoints it may name.
+
+    A file of another kind, such as a pyproject.toml, has a page that uses it.
+    """
+    if block.saved_as is not None and not set(tomllib.loads(block.text)) <= SECTIONS:
+        assert block.page in FOLLOWED
+        return
     main = tmp_path / "edgewise.toml"
     main.write_text(BASE)
     (tmp_path / "edgewise.d").mkdir()
@@ -132,6 +138,18 @@ def test_systemd_takes_a_drop_in(block, tmp_path):
 def test_a_drawing_names_files_that_are_there(block):
     named = re.findall(r"(?:agent|policies|tests|deploy)/[\w/]+(?:\.\w+)?", block.text)
     assert [path for path in named if not Path(ROOT, path).exists()] == []
+
+
+def test_each_source_of_the_maths_is_named_where_it_is_used():
+    rows = (ROOT / "docs" / "how-it-decides.md").read_text().split("\n## Sources\n")[1].splitlines()
+    checked = 0
+    for row in rows:
+        files = re.findall(r"`([\w/]+\.py)`", row)
+        authors = re.findall(r"([A-ZÀ-Þ]\w+)(?: et al\.| and [A-Z]\w+)? \d{4}", row)
+        code = "".join((ROOT / file).read_text() for file in files)
+        assert [author for author in authors if author not in code] == [], row
+        checked += len(authors)
+    assert checked > 20
 
 
 def test_the_layers_in_the_architecture_are_those_that_are_checked():

@@ -71,6 +71,11 @@ def text_model(terminal: Terminal) -> None:
     daemon(terminal, DEVICE + TALK)
 
 
+def a_device(terminal: Terminal) -> None:
+    """A daemon with a model."""
+    daemon(terminal, DEVICE + DIGITS)
+
+
 def a_job_whose_endpoint_failed(terminal: Terminal) -> None:
     """A daemon that has sent `frame-17` to an endpoint in vain."""
     terminal.save("lab.py", OUT_OF_ORDER)
@@ -103,6 +108,8 @@ STAGES = {
     "docs/endpoints.md": Stage(set_up=(broker, text_model)),
     "docs/explain.md": Stage(set_up=(broker, a_job_whose_endpoint_failed)),
     "docs/policies.md": Stage(in_clone=False),
+    "docs/size-a-device.md": Stage(set_up=(broker, a_device)),
+    "docs/tutorial.md": Stage(set_up=(broker,)),
     "docs/secure-the-broker.md": Stage(set_up=(a_camera_s_models,)),
 }
 PLAIN = Stage()
