@@ -18,12 +18,14 @@ from policies.api import (
     Why,
 )
 from policies.cost import Weights, scarcity
-from policies.crowd import Crowd
+from policies.crowd import Crowd, Way
 from policies.features import amount
 from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, spread_of, used_and_late
 from policies.radio import TailShare
 from policies.virtual_queues import VirtualQueues
 
+AUTO = "auto"
+USUAL_PRIORITY = 5
 # An attempt that fails has used up this share of its deadline, until failures have told.
 FAILS_AFTER = 1.0
 FAILED_WEIGHT = 0.2
@@ -105,7 +107,8 @@ class Adaptive:
     weighs more the emptier the battery is (`policies.cost`). What an operator's budget is spent on
     ahead of its time costs besides (`policies.virtual_queues`).
 
-    A job that keeps a route's worker from others is charged what they lose (`policies.crowd`).
+    A job that keeps a route's worker from others is charged what they lose (`policies.crowd`). One
+    whose best route costs more than a miss, with that, is refused at once.
 
     Estimates that have not been confirmed for a while are uncertain. A route that would be best if
     its latency were at the good end of that is tried now and then (optimism in the face of
@@ -153,12 +156,13 @@ class Adaptive:
         # In this order, what is no number is the least.
         deadline_s = min(max(DEADLINE_LEAST_S, situation.job.deadline_s), AMOUNT_MOST)
         joule = self._options.joule * scarcity(situation.device)
+        self._note_open(situation)
         plain = [self._expect(route, deadline_s, joule) for route in routes]
         if situation.budgets:
             plain = self._with_budgets(plain, situation)
         self._note_radio(plain, situation.time_s)
         ranked = sorted(plain, key=_by_cost) if len(plain) > 1 else plain
-        self._note_crowd(ranked, situation.time_s, deadline_s)
+        self._note_crowd(plain, situation.time_s, deadline_s)
         best, tie_share = self._by_weight(self._least(ranked, deadline_s), ranked, deadline_s)
         chosen, why, propensity = best, Why.EXPECTED_COST, tie_share
         if len(routes) == 1:
@@ -173,7 +177,7 @@ class Adaptive:
                 chosen, hedge, after_s = curious.chosen, curious.hedge, curious.after_s
                 why = Why.EXPLORATION
                 self._known_of(chosen.route.name).try_again(situation.time_s)
-        if not explored and self._is_hopeless(best):
+        if not explored and self._is_hopeless(best, situation.job.priority):
             # Now and then one is run all the same: estimates may be wrong.
             share = self._options.explore
             if self._chance.random() >= share:
@@ -279,15 +283,28 @@ class Adaptive:
             )
         return charged
 
-    def _note_crowd(self, ranked: list[Expected], time_s: float, deadline_s: float) -> None:
-        """Note what the job would lose by having to wait on its best route."""
-        best = ranked[0]
-        elsewhere = self._options.miss
-        if len(ranked) > 1 and ranked[1].cost < elsewhere:
-            elsewhere = ranked[1].cost
-        elsewhere -= best.fixed
-        service_s = max(best.mean_s - amount(best.route.estimate.wait_s, AMOUNT_MOST), 0.0)
-        self._crowd.note(time_s, best.route.name, service_s, deadline_s, elsewhere)
+    def _note_open(self, situation: Situation) -> None:
+        """Have a job that might take any route tell which ones are open to others."""
+        job = situation.job
+        if job.private or job.placement != AUTO or job.attempts or job.max_cost is not None:
+            return
+        for route in situation.routes:
+            self._crowd.follow(route.name, is_open=route.closed is None)
+
+    def _note_crowd(self, plain: list[Expected], time_s: float, deadline_s: float) -> None:
+        """Note what the job would lose by having to wait."""
+        ways = tuple(
+            [
+                Way(
+                    each.route.name,
+                    max(each.mean_s - amount(each.route.estimate.wait_s, AMOUNT_MOST), 0.0),
+                    each.cost,
+                    each.fixed,
+                )
+                for each in plain
+            ]
+        )
+        self._crowd.note(time_s, deadline_s, ways)
 
     def _note_radio(self, plain: list[Expected], time_s: float) -> None:
         """See whether this is a job that had better go over a radio that is awake anyway."""
@@ -416,9 +433,15 @@ class Adaptive:
         begun = (1.0 - fails) * above(math.log(after_s / each.mean_s) / each.spread)
         return cost - (1.0 - fails) * saved + begun * other.fixed, miss, after_s
 
-    def _is_hopeless(self, best: Expected) -> bool:
-        """Tell whether a miss at once is cheaper; no job is refused for the sake of others."""
-        cost = best.cost - best.toll - best.budget
+    def _is_hopeless(self, best: Expected, priority: int) -> bool:
+        """Tell whether a miss at once is cheaper, for the job or for those that wait for it.
+
+        One of a higher priority than the usual is not refused for the sake of others, and none for
+        a budget's.
+        """
+        cost = best.cost - best.budget
+        if priority > USUAL_PRIORITY:
+            cost -= best.toll
         if best.route.estimate.samples < SURE_SAMPLES:
             # A model's time is measured as it is loaded; what it takes besides is only supposed.
             cost -= best.energy

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
+from typing import NamedTuple
 
 # The latest jobs that F and C are reckoned from, anew after so many.
 JOBS = 32
@@ -31,10 +32,19 @@ KNOCK_ON = 2.0
 EARLY, LATE = 0.85, 1.15
 
 
+class Way(NamedTuple):
+    """A route that a job could take."""
+
+    route: str
+    service_s: float  # what it takes there, without waiting
+    cost: float  # in deadlines, all told
+    fixed: float  # what of the cost is paid however long it takes
+
+
 class Crowd:
     """Learns how often jobs come, and what they lose by waiting."""
 
-    __slots__ = ("_count", "_follow", "_latency", "_loss", "_miss", "_seen")
+    __slots__ = ("_count", "_follow", "_latency", "_loss", "_miss", "_open", "_seen")
 
     def __init__(self, latency: float, miss: float) -> None:
         """Begin with nobody to wait.
@@ -45,8 +55,9 @@ class Crowd:
         """
         self._latency = latency
         self._miss = miss
-        # Second, best route, seconds there without waiting, deadline, and what another way costs.
-        self._seen: deque[tuple[float, str, float, float, float]] = deque(maxlen=JOBS)
+        # Second, deadline, and the ways there were.
+        self._seen: deque[tuple[float, float, tuple[Way, ...]]] = deque(maxlen=JOBS)
+        self._open: set[str] = set()
         self._count = 0
         self._follow: list[float] = []  # jobs that followed one within each of `TIMES_S`
         self._loss: dict[str, list[float]] = {}  # of a job that waits so long, by route
@@ -68,26 +79,37 @@ class Crowd:
         lost = _at(losses, wait_s + holds_s / 2)
         return KNOCK_ON * lost * _at(self._follow, busy_s) * holds_s / busy_s if lost else 0.0
 
-    def note(
-        self, time_s: float, route: str, service_s: float, deadline_s: float, elsewhere: float
-    ) -> None:
+    def follow(self, route: str, *, is_open: bool) -> None:
+        """Take note of whether jobs can take a route now.
+
+        Where an outage closes one, those that would have gone there wait on the others at once.
+        """
+        if is_open == (route in self._open):
+            return
+        if is_open:
+            self._open.add(route)
+        else:
+            self._open.discard(route)
+        self._reckon()
+
+    def note(self, time_s: float, deadline_s: float, ways: tuple[Way, ...]) -> None:
         """Note a job.
 
         Args:
             time_s: When it came.
-            route: The best one for it.
-            service_s: What it takes there, without waiting.
             deadline_s: The time it has.
-            elsewhere: What another way costs it, less what it pays here whether or not it waits.
+            ways: The routes it could take.
         """
         if not math.isfinite(time_s):
             return
-        self._seen.append((time_s, route, service_s, deadline_s, elsewhere))
+        self._seen.append((time_s, deadline_s, ways))
         self._count += 1
         if self._count % ANEW == 0:
             self._reckon()
 
     def _reckon(self) -> None:
+        if not self._seen:
+            return
         times = sorted(time_s for time_s, *_ in self._seen)
         # Who came last has had no time to be followed.
         before = times[: -len(times) // 4] or times
@@ -101,15 +123,33 @@ class Crowd:
         ]
         self._loss = {}
         share = 1.0 / len(self._seen)
-        for _, route, service_s, deadline_s, elsewhere in self._seen:
-            free = self._cost(service_s / deadline_s)
-            most = elsewhere - free
+        for _, deadline_s, ways in self._seen:
+            best, elsewhere = self._best(ways)
+            if best is None:
+                continue
+            free = self._cost(best.service_s / deadline_s)
+            # What it pays there whether or not it waits is no loss by waiting.
+            most = elsewhere - best.fixed - free
             if not most > 0.0:
                 continue
-            losses = self._loss.setdefault(route, [0.0] * len(TIMES_S))
+            losses = self._loss.setdefault(best.route, [0.0] * len(TIMES_S))
             for place, wait_s in enumerate(TIMES_S):
-                lost = self._cost((service_s + wait_s) / deadline_s) - free
+                lost = self._cost((best.service_s + wait_s) / deadline_s) - free
                 losses[place] += share * (min(most, lost))
+
+    def _best(self, ways: tuple[Way, ...]) -> tuple[Way | None, float]:
+        """Find the best of the ways that are open, and what the next best one or a miss costs."""
+        best: Way | None = None
+        elsewhere = self._miss
+        for way in ways:
+            if way.route not in self._open:
+                continue
+            if best is None or way.cost < best.cost:
+                elsewhere = elsewhere if best is None else min(elsewhere, best.cost)
+                best = way
+            else:
+                elsewhere = min(elsewhere, way.cost)
+        return best, elsewhere
 
     def _cost(self, used: float) -> float:
         """Give what a latency costs that uses up so much of the deadline."""

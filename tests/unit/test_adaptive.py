@@ -164,6 +164,20 @@ def test_a_job_is_not_refused_for_the_energy_that_a_run_is_only_supposed_to_take
     assert choose(adaptive(), supposed, supposed).route is not None
 
 
+def test_a_long_run_is_refused_for_the_sake_of_many_short_ones_unless_it_matters_more():
+    policy = adaptive(explore=0.0)
+    short, long = estimate(0.05, samples=50, holds_s=0.05), estimate(0.8, samples=50, holds_s=0.8)
+    for number in range(64):
+        seen = situation(local(**short), job=job())
+        policy.decide(replace(seen, time_s=0.1 * number))
+    plain, urgent = (
+        policy.decide(situation(local(**long), job=job(priority=priority))) for priority in (5, 6)
+    )
+    assert (plain.route, plain.why) == (None, Why.REJECTED)
+    assert "toll_of_others" in {term.name for term in plain.reasons}
+    assert urgent.route == "local"
+
+
 def test_now_and_then_a_hopeless_job_is_run_all_the_same():
     policy = adaptive(explore=0.1)
     late = estimate(3.0, 3.5)

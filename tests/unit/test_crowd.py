@@ -8,15 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.crowd import ANEW, Crowd
+from policies.crowd import ANEW, Crowd, Way
 
 MISS = 3.0
 
 
-def busy(every_s=0.1, service_s=0.05, deadline_s=1.0, elsewhere=MISS, jobs=64):
+def ways(service_s, elsewhere=MISS):
+    """The device, at no cost beside the time, and an endpoint that costs this much."""
+    return Way("local", service_s, 0.0, 0.0), Way("cloud:lab", 0.0, elsewhere, 0.0)
+
+
+def empty():
     crowd = Crowd(latency=1.0, miss=MISS)
+    for route in ("local", "cloud:lab"):
+        crowd.follow(route, is_open=True)
+    return crowd
+
+
+def busy(every_s=0.1, service_s=0.05, deadline_s=1.0, elsewhere=MISS, jobs=64):
+    crowd = empty()
     for number in range(jobs):
-        crowd.note(every_s * number, "local", service_s, deadline_s, elsewhere)
+        crowd.note(every_s * number, deadline_s, ways(service_s, elsewhere))
     return crowd
 
 
@@ -57,12 +69,24 @@ def test_nobody_loses_more_than_going_elsewhere_would_cost():
 
 
 def test_bursts_count_as_they_come():
-    crowd = Crowd(1.0, MISS)
+    crowd = empty()
     for burst in range(8):
         for place in range(8):
-            crowd.note(60.0 * burst + 0.01 * place, "local", 0.05, 1.0, MISS)
+            crowd.note(60.0 * burst + 0.01 * place, 1.0, ways(0.05))
     assert crowd.toll("local", 0.0, 0.2) > 2 * busy(every_s=7.5).toll("local", 0.0, 0.2)
     assert crowd.toll("local", 0.0, 0.2) > 0.5
+
+
+def test_those_that_an_outage_keeps_from_their_route_wait_on_the_others_at_once():
+    crowd = empty()
+    for number in range(64):
+        there, here = Way("cloud:lab", 0.05, 0.05, 0.0), Way("local", 0.2, 0.2, 0.0)
+        crowd.note(0.1 * number, 1.0, (here, there))
+    assert crowd.toll("local", 0.0, 1.0) == 0.0
+    crowd.follow("cloud:lab", is_open=False)
+    assert crowd.toll("local", 0.0, 1.0) > MISS
+    crowd.follow("cloud:lab", is_open=True)
+    assert crowd.toll("local", 0.0, 1.0) == 0.0
 
 
 @given(
@@ -75,9 +99,9 @@ def test_bursts_count_as_they_come():
     holds_s=st.none() | st.floats(),
 )
 def test_whatever_comes_a_toll_is_never_less_than_nothing(jobs, wait_s, holds_s):
-    crowd = Crowd(1.0, MISS)
+    crowd = empty()
     for time_s, service_s, deadline_s, elsewhere in jobs:
-        crowd.note(time_s, "local", service_s, deadline_s, elsewhere)
+        crowd.note(time_s, deadline_s, ways(service_s, elsewhere))
     assert crowd.toll("local", wait_s, holds_s) >= 0.0
 
 
