@@ -4,13 +4,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cloud lint format docs bench bench-servers bench-policies chaos soak truth lock deb test-install clean
+.PHONY: help demo test test-cloud lint audit format docs bench bench-servers bench-policies chaos soak truth lock \
+  deb release test-install clean
 
 help:
 	@echo "make demo    four acts on this machine: broker, stand-in cloud and daemon (no root)"
 	@echo "make test    all tests"
 	@echo "make test-cloud  tests with real MLServer, KServe and Ray Serve (installs 1.5 GB)"
-	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make lint    ruff, mypy, import-linter, hadolint, and make audit"
+	@echo "make audit   is a vulnerability known of a locked dependency (pip-audit)"
 	@echo "make format  let ruff format and fix"
 	@echo "make docs    write docs/reference from the code's own types"
 	@echo "make bench   compare with a bare loop; deferred jobs; estimates; cascades; HTTP (needs mosquitto)"
@@ -20,7 +22,8 @@ help:
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
 	@echo "make soak    mixed load with faults for 30 minutes: does anything grow (needs mosquitto)"
 	@echo "make deb     build the Debian package in dist/ (needs debhelper, lintian)"
-	@echo "make test-install   install it on a machine that boots systemd (root; needs debootstrap, systemd-container)"
+	@echo "make release wheel, sdist, Debian package, SBOM and SHA256SUMS in dist/ (needs what make deb needs)"
+	@echo "make test-install   try package, image and release for real (root; needs CONTRIBUTING.md's packages)"
 	@echo "make lock    pin all dependencies anew, with their hashes"
 	@echo "make clean   remove the virtual environment and caches"
 
@@ -64,6 +67,11 @@ lint: .venv/.lint
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/python deploy/audit.py
+
+audit: .venv/.lint
+	@$(BIN)/python deploy/audit.py $(ARGS)
 
 format: .venv/.lint
 	@$(BIN)/ruff format .
@@ -102,7 +110,10 @@ lock: .venv/bin/python
 deb:
 	@deploy/make-deb
 
-test-install: .venv/.test deb
+release: .venv/.release
+	@CYCLONEDX=$(BIN)/cyclonedx-py deploy/make-release
+
+test-install: .venv/.test release
 	@$(BIN)/pytest -m install $(ARGS)
 
 clean:

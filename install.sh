@@ -58,7 +58,7 @@ fi
 rm -rf "$home.new"
 "$source/deploy/make-venv" "$home.new" "${PYTHON:-python3}"
 sed -i "1s|.*|#!$home/bin/python|" "$home.new/bin/edgewise"
-"$home.new/bin/python" -m compileall -q "$home.new/lib" >/dev/null || true
+"$home.new/bin/python" -m compileall -q -j 0 "$home.new/lib" >/dev/null || true
 rm -rf "$home.old"
 [ ! -d "$home" ] || mv "$home" "$home.old"
 mv "$home.new" "$home"

@@ -28,12 +28,25 @@ except urllib.error.HTTPError as error:
 class Machine:
     """A booted machine, with a network that has nothing but its own loopback."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, system: Path) -> None:
+        """Set it up.
+
+        Args:
+            root: Where its file system will be; its last part is the machine's name.
+            system: What that is in the beginning; changes go elsewhere.
+        """
         self.root = root
+        self._system = system
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = ""
 
     def boot(self) -> None:
+        changes, work = (self.root.with_suffix(suffix) for suffix in (".changes", ".work"))
+        for folder in (self.root, changes, work):
+            folder.mkdir()
+        layers = f"lowerdir={self._system},upperdir={changes},workdir={work}"
+        mount = ["mount", "--types=overlay", f"--options={layers}", "overlay", self.root]
+        subprocess.run(mount, check=True)
         (self.root / "etc" / "machine-id").write_text("")
         command = [
             *("systemd-nspawn", "--quiet", f"--directory={self.root}", "--boot"),
@@ -58,6 +71,7 @@ class Machine:
         return state in ("running", "degraded")
 
     def power_off(self) -> None:
+        """End it, and forget what it changed."""
         if self._nspawn is not None and self._nspawn.poll() is None:
             self._nspawn.terminate()
             try:
@@ -65,6 +79,8 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()
+        if self.root.is_mount():
+            subprocess.run(["umount", self.root], check=True)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Start a command as the machine's root."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -12,6 +14,8 @@ from aiohttp import web
 from agent.config import ConfigError, Http
 from agent.credentials import LOOK_EVERY_S
 from agent.web import Web, access
+
+HEALTHCHECK = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 
 
 class Port:
@@ -149,3 +153,30 @@ async def test_a_key_that_is_encrypted_is_refused_and_not_asked_about(
     assert await made.wait() == 0
     with pytest.raises(ConfigError, match=r"http\.key_file: the private key is encrypted"):
         await serve(cert_file=authority.issue("127.0.0.1"), key_file=str(key))
+
+
+# What a container is asked
+
+
+async def healthy(listen):
+    """Run what the image's HEALTHCHECK runs; give whether it exits 0."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", HEALTHCHECK), env={"EDGEWISE_HTTP__LISTEN": listen}
+    )
+    return await process.wait() == 0
+
+
+async def test_the_health_check_needs_neither_token_nor_authority(serve, authority, tmp_path):
+    (tmp_path / "token").write_text("hush\n")
+    plain = await serve(token_file=str(tmp_path / "token"))
+    secured = await serve(cert_file=authority.issue("camera1.example.org"))
+    assert await healthy(plain.address)
+    assert await healthy(plain.address.replace("127.0.0.1", "0.0.0.0"))
+    assert await healthy(secured.address)
+
+
+async def test_the_health_check_fails_where_nobody_answers(serve):
+    port = await serve()
+    await port.stop()
+    assert not await healthy(port.address)
+    assert not await healthy("nonsense")
