@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -45,6 +45,10 @@ from agent.web.cards import make_card
 from agent.web.health import Health
 from agent.web.live import Live
 from agent.web.v2 import Inference
+from agent.wire.jobs import BeginTrace
+
+if TYPE_CHECKING:
+    from agent.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +60,7 @@ RETIRE_WITHIN_S = 60.0
 RETIRE_CHECK_S = 0.1
 GC_THRESHOLDS = (10_000, 10, 10)
 # What a reload can't change: these are opened once.
-FIXED = ("device", "mqtt", "http", "log", "store")
+FIXED = ("device", "mqtt", "http", "log", "store", "tracing")
 
 
 class StartError(Exception):
@@ -104,6 +108,7 @@ class Daemon:
         self.learned.keep(BUDGETS, self.budgets.dump)
         self.store = Store(folder, config.store, config.limits.result_ttl_s, events)
         self.lifecycle = Lifecycle(self.router, self.store, events, config.limits)
+        self.tracing = _make_tracing(config, events)
         control = Control(self.lifecycle, reload=self.reload, switch=self._switch)
         self.gateway = Gateway(
             broker(config),
@@ -115,6 +120,7 @@ class Daemon:
             state=self.state,
             state_interval_s=config.device.state_interval_s,
             control=control.carry_out,
+            begin_trace=self._begin_trace("mqtt"),
         )
         self.pool = self._make_pool(config, events)
         self.inference = Inference(
@@ -124,6 +130,7 @@ class Daemon:
             describe=lambda model: make_card(model, self.config.models, self.local),
             unavailable=self.unavailable,
             refused=self._refused,
+            begin_trace=self._begin_trace("http"),
         )
         host, port = split_listen(config.http.listen)
         allowed = access(config.http)
@@ -221,6 +228,8 @@ class Daemon:
         except OSError as error:
             raise StartError(f"http.listen = {self.config.http.listen}: {error}") from None
         log.info("http_listening", address=self.web.address)
+        if self.tracing is not None:
+            self.tracing.start()
         try:
             await self._serve(stopping)
         finally:
@@ -232,6 +241,8 @@ class Daemon:
             await self.live.close()
             await self.web.stop()
             await self.store.close()
+            if self.tracing is not None:
+                await self.tracing.stop()
             logs.tell_repeats()
             log.info("stopped")
 
@@ -452,7 +463,11 @@ class Daemon:
             reply_topics=config.mqtt.reply_topics,
             models=config.models,
             jobs_at_once=config.mqtt.share_jobs,
+            begin_trace=self._begin_trace("pool"),
         )
+
+    def _begin_trace(self, intake: str) -> BeginTrace | None:
+        return None if self.tracing is None else self.tracing.begin(intake)
 
     def _uplink(self, endpoint: str) -> float | None:
         return self.estimates.network(endpoint).uplink_bytes_per_s
@@ -477,6 +492,20 @@ class Daemon:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _make_tracing(config: Config, events: Events) -> Tracing | None:
+    """Set tracing up where it is wanted; else nothing of it is even imported."""
+    if config.tracing.endpoint is None:
+        return None
+    try:
+        from agent.tracing import Tracing  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        reason = "needs the extra: pip install 'edgewise[otel]'"
+        raise ConfigError("tracing", "tracing.endpoint", reason) from None
+    return Tracing(config.tracing, config.device.id, events)
 
 
 def _settle_memory() -> None:

@@ -119,6 +119,16 @@ class Attempted:
     # Of a cloud answer where there is a local one to compare with, audited or escalated:
     agrees: bool | None = None  # whether the best labels are the same
     local_confidence: float | None = None  # of the local answer
+    decided_at: float = 0.0  # monotonic seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Unbegun:
+    """An attempt was called off while it waited for its route."""
+
+    job: Job
+    plan: Plan
+    queue_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +190,14 @@ class Answered:
     """The job has its terminal answer."""
 
     job: Job
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The answer of a job that is traced has got out; told once."""
+
+    job: Job  # without its inputs
     answer: Answer
 
 

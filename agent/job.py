@@ -8,7 +8,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -91,6 +91,22 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """A span that work belongs to, of a distributed trace (https://www.w3.org/TR/trace-context/)."""
+
+    trace_id: str  # 32 hexadecimal digits
+    span_id: str  # 16 of them
+    parent_id: str | None  # the span that this one is a part of
+    sampled: bool  # whether spans are kept
+    state: str  # what other systems passed on with it, for each other
+    intake: str  # by which the job came
+
+    def child(self) -> Trace:
+        """Begin a span that is a part of this one."""
+        return replace(self, span_id=secrets.token_hex(8), parent_id=self.span_id)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One inference to run, as its requester asked for it."""
 
@@ -110,6 +126,7 @@ class Job:
     deferrable: bool = False  # may wait for better conditions until its deadline
     binary_output: BinaryOutputs = False  # answered in OIP's binary extension
     named: bool = True  # its id is the requester's, not one that was made up
+    trace: Trace | None = None  # None: it is not traced
 
     @property
     def input_bytes(self) -> int:

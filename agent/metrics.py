@@ -247,7 +247,7 @@ class Metrics:
     def _on_attempted(self, event: Attempted) -> None:
         model = self._model(event.job)
         kind, endpoint = split_route(event.plan.route or NO_ROUTE)
-        ended = _end_of(event.outcome)
+        ended = end_of(event.outcome)
         self._attempts.labels(kind, ended).inc()
         if event.plan.why is Why.HEDGED:
             self._hedges.labels("won" if ended == SUCCEEDED else "lost").inc()
@@ -276,7 +276,7 @@ class Metrics:
         model = self._model(event.job)
         account = event.answer.account
         route = account.route or NO_ROUTE
-        outcome = _outcome(event.answer)
+        outcome = outcome_of(event.answer)
         if outcome == SUCCEEDED:
             job_id = event.job.id
             exemplar = {EXEMPLAR_LABEL: job_id} if len(job_id) <= LONGEST_EXEMPLAR else None
@@ -334,7 +334,8 @@ class _ReadGauge(Collector):
         yield family
 
 
-def _end_of(attempt: Outcome) -> str:
+def end_of(attempt: Outcome) -> str:
+    """Name how an attempt ended."""
     if attempt.error is None:
         return SUCCEEDED
     if attempt.timed_out:
@@ -342,7 +343,8 @@ def _end_of(attempt: Outcome) -> str:
     return "called_off" if attempt.error.code is ErrorCode.CANCELLED else "failed"
 
 
-def _outcome(answer: Answer) -> str:
+def outcome_of(answer: Answer) -> str:
+    """Name how a job ended."""
     return SUCCEEDED if answer.error is None else OUTCOMES.get(answer.error.code, "rejected")
 
 

@@ -35,6 +35,8 @@ from aiohttp import web
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from PIL import Image
+from standins import serving
+from standins.collector import Collector
 
 import agent
 from agent.demo.broker import embedded_broker, free_port
@@ -447,6 +449,15 @@ async def cloud():
     await serving.start()
     yield serving
     await serving.refuse()
+
+
+@pytest.fixture
+async def collector():
+    """Stand in for a collector of spans."""
+    standing = Collector()
+    async with serving(standing.application()) as standing.url:
+        yield standing
+        standing.release()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agent.config import Config, Endpoint, Http, Mqtt, split_listen
+from agent.config import Config, Endpoint, Http, Mqtt, Tracing, split_listen
 
 OTHERS = stat.S_IRWXO
 
@@ -27,6 +27,9 @@ def find(config: Config) -> Iterator[str]:
     broker = urlsplit(config.mqtt.url)
     if broker.scheme == "mqtt" and not _is_here(broker.hostname or ""):
         yield "mqtt.url: jobs and passwords can be read on the way: use mqtts://"
+    collector = urlsplit(config.tracing.endpoint or "")
+    if collector.scheme == "http" and not _is_here(collector.hostname or ""):
+        yield "tracing.endpoint: spans and headers can be read on the way: use https://"
     for name, endpoint in config.endpoints.items():
         url = urlsplit(endpoint.url)
         if url.scheme == "http" and endpoint.token_file and not _is_here(url.hostname or ""):
@@ -34,10 +37,14 @@ def find(config: Config) -> Iterator[str]:
 
 
 def _secret_files(config: Config) -> Iterator[tuple[str, str]]:
-    sections: dict[str, Mqtt | Http | Endpoint] = {"mqtt": config.mqtt, "http": config.http}
+    sections: dict[str, Mqtt | Http | Tracing | Endpoint] = {
+        "mqtt": config.mqtt,
+        "http": config.http,
+        "tracing": config.tracing,
+    }
     sections |= {f"endpoints.{name}": endpoint for name, endpoint in config.endpoints.items()}
     for section, settings in sections.items():
-        for key in ("password_file", "token_file", "key_file"):
+        for key in ("password_file", "token_file", "headers_file", "key_file"):
             file = getattr(settings, key, None)
             if file is not None:
                 yield f"{section}.{key}", file

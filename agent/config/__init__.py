@@ -21,6 +21,7 @@ from agent.config.schema import (
     Policy,
     Store,
     TensorInput,
+    Tracing,
     split_listen,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "Policy",
     "Store",
     "TensorInput",
+    "Tracing",
     "load",
     "read_secret",
     "split_listen",

@@ -22,6 +22,7 @@ from agent.config.schema import (
     Endpoint,
     Http,
     Mqtt,
+    Tracing,
     split_listen,
 )
 from agent.config.sources import ENV_PREFIX, Sources
@@ -154,6 +155,7 @@ def _resolve_paths(config: Config, base: Path) -> Config:
         device=device,
         mqtt=resolve_fields(config.mqtt, "password_file", "ca_file", "cert_file", "key_file"),
         http=resolve_fields(config.http, "token_file", "cert_file", "key_file"),
+        tracing=resolve_fields(config.tracing, "headers_file", "ca_file", "cert_file", "key_file"),
         policy=resolve_fields(config.policy, "path"),
         models=models,
         endpoints=endpoints,
@@ -169,6 +171,7 @@ def _check_references(config: Config, sources: Sources) -> None:
         refuse(reason, "device", "id")
     _check_mqtt(config.mqtt, refuse)
     _check_key(config.http, refuse, "http")
+    _check_tracing(config.tracing, refuse)
     try:
         split_listen(config.http.listen)
     except ValueError as error:
@@ -194,6 +197,16 @@ def _check_mqtt(mqtt: Mqtt, refuse: Callable[..., NoReturn]) -> None:
         refuse("a password needs its username", "mqtt", "password_file")
 
 
+def _check_tracing(tracing: Tracing, refuse: Callable[..., NoReturn]) -> None:
+    if tracing.endpoint is not None:
+        _check_url(tracing.endpoint, ("http", "https"), refuse, "tracing", "endpoint")
+    _check_key(tracing, refuse, "tracing")
+    if not (tracing.endpoint or "").startswith("https:"):
+        for key in ("ca_file", "cert_file"):
+            if getattr(tracing, key) is not None:
+                refuse("has no effect without https:// in tracing.endpoint", "tracing", key)
+
+
 def _check_endpoint(name: str, endpoint: Endpoint, refuse: Callable[..., NoReturn]) -> None:
     _check_url(endpoint.url, ("http", "https"), refuse, "endpoints", name, "url")
     for key, reason in protocols.misfits(endpoint):
@@ -202,7 +215,7 @@ def _check_endpoint(name: str, endpoint: Endpoint, refuse: Callable[..., NoRetur
 
 
 def _check_key(
-    section: Mqtt | Http | Endpoint, refuse: Callable[..., NoReturn], *path: str
+    section: Mqtt | Http | Tracing | Endpoint, refuse: Callable[..., NoReturn], *path: str
 ) -> None:
     if section.key_file is not None and section.cert_file is None:
         refuse("a key needs its cert_file", *path, "key_file")

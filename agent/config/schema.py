@@ -93,6 +93,21 @@ class Log(_Section, frozen=True):
     format: Literal["auto", "json", "console"] = "auto"
 
 
+class Tracing(_Section, frozen=True):
+    """Traces of jobs, sent by OTLP over HTTP. Needs the extra `otel`."""
+
+    endpoint: str | None = (
+        None  # a collector's, http://127.0.0.1:4318; without it nothing is traced
+    )
+    # The share of jobs that are traced, of those whose requester has not decided it already.
+    sample_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    # These are read again when they change.
+    headers_file: str | None = None  # sent along with spans: lines of `Name: value`
+    ca_file: str | None = None  # of an own authority; default: whom the system trusts
+    cert_file: str | None = None  # a client certificate, and its key where that is not in it
+    key_file: str | None = None
+
+
 class Limits(_Section, frozen=True):
     """What one daemon takes on."""
 
@@ -284,6 +299,7 @@ class Config(_Section, frozen=True):
     mqtt: Mqtt = Mqtt()
     http: Http = Http()
     log: Log = Log()
+    tracing: Tracing = Tracing()
     limits: Limits = Limits()
     store: Store = Store()
     local: Local = Local()

@@ -14,7 +14,16 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from agent.config import Limits
-from agent.events import Accepted, Answered, Deferred, Events, Received, Retrying, Started
+from agent.events import (
+    Accepted,
+    Answered,
+    Deferred,
+    Events,
+    Published,
+    Received,
+    Retrying,
+    Started,
+)
 from agent.job import Account, Answer, Asker, Deferral, ErrorCode, Job, JobError
 from agent.life import MAX_CRASHES, UNFINISHED, Move, State
 from agent.lifecycle.backlog import Backlog
@@ -413,6 +422,8 @@ class Lifecycle:
         if record.state is not State.ANSWERED:
             return
         if taken:
+            if record.trace is not None:
+                self._end_trace(record)
             self._store.move(record, Move.PUBLISH)
             # Others wait on disk for their turn: let them have it soon.
             within_s = AT_ONCE_S if self._store.lanes[OUTBOX] else LATER_S
@@ -422,6 +433,11 @@ class Lifecycle:
             self._park(record)
         self._backlog.ended(record, came_back=False)
         self._wake.set()
+
+    def _end_trace(self, record: Record) -> None:
+        assert record.answer is not None
+        self._events.emit(Published(self._shell(record), record.answer))
+        record.trace = None
 
     def _forget(self, record: Record) -> None:
         if record.state is State.PUBLISHED and not self._store.is_dirty(record):
@@ -615,6 +631,7 @@ class Lifecycle:
             received_at=clock - (now - record.received),
             deadline_at=clock + (record.deadline - now),
             priority=record.priority,
+            trace=record.trace,
         )
 
 

@@ -50,6 +50,7 @@ class Gateway:
         state: Callable[[], dict[str, Any]],
         state_interval_s: float,
         control: Control,
+        begin_trace: wire.BeginTrace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire the gateway up.
@@ -64,6 +65,7 @@ class Gateway:
             state: Gives the device's state, as plain JSON types.
             state_interval_s: How often it is published.
             control: Carries out the commands of `control/{command}`.
+            begin_trace: Gives a job's trace; None: jobs have none.
             clock: Monotonic seconds.
         """
         self._root = f"edgewise/v1/{device}"
@@ -74,6 +76,7 @@ class Gateway:
         self._state = state
         self._state_interval_s = state_interval_s
         self._control = control
+        self._begin_trace = begin_trace
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting = True
@@ -168,6 +171,7 @@ class Gateway:
                 now=self._clock(),
                 default_deadline_s=self.limits.default_deadline_ms / 1000,
                 max_bytes=self.limits.max_payload_bytes,
+                begin_trace=self._begin_trace,
             )
         except wire.RejectedJobError as error:
             self._on_rejected(model, delivery, error)

@@ -12,7 +12,7 @@ import structlog
 
 from agent.config import Budget, Model
 from agent.estimate import Estimates
-from agent.events import Attempted, Decided, Events, Retrying, Started, Streamed
+from agent.events import Attempted, Decided, Events, Retrying, Started, Streamed, Unbegun
 from agent.job import (
     Account,
     Answer,
@@ -269,6 +269,7 @@ class Router:
         The requester is told when it begins, if it is to be `seen`.
         """
         assert plan.route is not None
+        job = _as_span(job)
         route = self._around.routes[plan.route]
         estimate = expected[plan.route]
         spending = spending_of(job, route, estimate)
@@ -279,7 +280,7 @@ class Router:
         if over is not None:
             # Spent since the decision.
             outcome = Outcome(error=over)
-            return Attempted(job, situation, plan, outcome, 0.0, estimate)
+            return Attempted(job, situation, plan, outcome, 0.0, estimate, decided_at=decided_at)
         reserved = self._budgets.reserve(route.kind, spending, device)
         started_at: float | None = None
 
@@ -317,8 +318,10 @@ class Router:
             spent.measured,
             outcome.cost,
             waited=waited,
+            decided_at=decided_at,
         )
         if called_off is not None and started_at is None:
+            self._events.emit(Unbegun(job, plan, outcome.queue_s))
             raise called_off
         if called_off is not None and (job.id in self._stopped or plan.hedge is None):
             # Nobody waits for it any more; what it took counts all the same.
@@ -497,6 +500,11 @@ class Router:
         if outcome is None:
             return Answer(job.id, job.model, error=error, account=account)
         return Answer(job.id, job.model, outputs=_chosen(job, outcome.outputs), account=account)
+
+
+def _as_span(job: Job) -> Job:
+    """Make an attempt at a job that is traced a span of its own, which an endpoint is told."""
+    return job if job.trace is None else replace(job, trace=job.trace.child())
 
 
 def _chosen(job: Job, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

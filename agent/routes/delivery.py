@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from agent.job import Job, Tensor
 from agent.routes.compression import Compression
 from agent.routes.connections import Connections, Traffic
 from agent.routes.protocols import Protocol, Request, Response
+from agent.wire import trace_context
 
 
 class Delivery:
@@ -69,6 +71,9 @@ class Delivery:
             left_s = ends_at - self._clock()
             return await self._connections.exchange(spelled, left_s, streamed, traffic)
 
+        if job.trace is not None:
+            traced = {**request.headers, **trace_context.headers(job.trace)}
+            request = replace(request, headers=traced)
         self._compression.takes(self._protocol.codings)
         packed = await self._compression.pack(job.model, request)
         response = await exchange(packed)

@@ -38,10 +38,14 @@ WAL_BYTES = 16 * 1024 * 1024
 
 COLUMNS = (
     *("n", "id", "mid", "model", "state", "lane", "parked", "priority", "received", "deadline"),
-    *("not_before", "attempts", "crashes", "fingerprint", "askers", "expires"),
+    *("not_before", "attempts", "crashes", "fingerprint", "askers", "expires", "trace"),
 )
+TABLE_INFO = "PRAGMA table_info(jobs)"
 TABLES = ("answers", "payloads", "jobs")
-CHANGING = ("state", "lane", "parked", "not_before", "attempts", "crashes", "askers", "expires")
+CHANGING = (
+    *("state", "lane", "parked", "not_before", "attempts", "crashes", "askers", "expires"),
+    "trace",
+)
 UPSERT = "ON CONFLICT (n) DO UPDATE SET " + ", ".join(f"{c} = excluded.{c}" for c in CHANGING)
 
 
@@ -212,7 +216,7 @@ class Database:
         for expires in {mark.expires for mark in marks}:
             taken = [mark.n for mark in marks if mark.expires == expires]
             self._connected().execute(
-                "UPDATE jobs SET state = 'published', parked = 0, expires = ? "
+                "UPDATE jobs SET state = 'published', parked = 0, expires = ?, trace = NULL "
                 "WHERE n IN (SELECT value FROM json_each(?))",
                 (expires, _listed(taken)),
             )
@@ -300,6 +304,9 @@ class Database:
             raise OSError(
                 errno.EINVAL, f"{self.path} is of version {version}, this Edgewise's {VERSION}"
             )
+        elif "trace" not in (column[1] for column in connection.execute(TABLE_INFO)):
+            # Of a file from before there was tracing; who does not know the column leaves it alone.
+            connection.execute("ALTER TABLE jobs ADD COLUMN trace BLOB")
         connection.execute("BEGIN IMMEDIATE")
         try:
             opened = Opened(self._go_on(connection, line))

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from agent.job import Answer, Asker, Job
+from agent.job import Answer, Asker, Job, Trace
 from agent.life import UNFINISHED, State
 from agent.store.record import Record
 from agent.store.timeline import Timeline
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 COLUMNS = (
     "n, id, mid, model, state, lane, parked, priority, received, deadline, not_before, attempts, "
-    "crashes, fingerprint, askers, expires"
+    "crashes, fingerprint, askers, expires, trace"
 )
 
 
@@ -114,6 +114,7 @@ class Reader:
                 priority=record.priority,
                 received_at=clock - (now - record.received),
                 deadline_at=clock + (record.deadline - now),
+                trace=record.trace,
             )
         except stored.StoredError as error:
             raise DamagedError(str(error)) from None
@@ -172,6 +173,7 @@ def _record(row: Sequence[Any]) -> Record:
         fingerprint=row[13],
         askers=_askers(row[14], row[1]),
         expires=row[15],
+        trace=None if row[16] is None else _trace(row[16], row[1]),
         recovered=True,
         has_row=True,
         has_payload=state in UNFINISHED,
@@ -185,6 +187,14 @@ def _askers(body: bytes, job_id: str | None) -> tuple[Asker, ...]:
     except stored.StoredError as error:
         log.error("askers_damaged", job_id=job_id, error=str(error))  # noqa: TRY400
         return (Asker(),)
+
+
+def _trace(body: bytes, job_id: str | None) -> Trace | None:
+    try:
+        return stored.decode_trace(body)
+    except stored.StoredError as error:
+        log.error("trace_damaged", job_id=job_id, error=str(error))  # noqa: TRY400
+        return None
 
 
 def said(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from agent.job import Answer, Asker, Job, Placement
+from agent.job import Answer, Asker, Job, Placement, Trace
 from agent.life import State
 
 # Answers that wait to be published are a lane of their own.
@@ -35,6 +35,7 @@ class Record:
     not_before: float = 0.0
     parked: bool = False
     expires: float | None = None
+    trace: Trace | None = None  # None: it has none, or its last span has ended
     job: Job | None = field(default=None, repr=False)
     answer: Answer | None = field(default=None, repr=False)
     replaces: int | None = None  # a row whose id this one takes over

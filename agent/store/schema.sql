@@ -17,7 +17,8 @@ CREATE TABLE jobs (
     crashes INTEGER NOT NULL,       -- times the daemon died while the job ran
     fingerprint BLOB,               -- of what it asks for
     askers BLOB NOT NULL,           -- where its answer goes
-    expires REAL                    -- from then on the row may go
+    expires REAL,                   -- from then on the row may go
+    trace BLOB                      -- the span that its work belongs to, until it is published
 ) STRICT;
 
 CREATE INDEX backlog ON jobs (lane, priority DESC, deadline, n) WHERE parked;

@@ -200,6 +200,7 @@ class Store:
             lane=lane_of(job),
             askers=(asker,),
             mid=mid,
+            trace=job.trace,
             job=job,
         )
         self.counts[State.RECEIVED] += 1
@@ -518,6 +519,7 @@ def _change(record: Record) -> Change | Mark:
             record.fingerprint,
             stored.encode_askers(record.askers),
             record.expires,
+            None if record.trace is None else stored.encode_trace(record.trace),
         ),
         new=None if record.has_row else job,
         payload=job if unfinished and not record.has_payload else None,

@@ -20,6 +20,7 @@ from agent.web.bodies import Bodies, SlowBodyError
 from agent.web.cards import Card
 from agent.web.server import error_response, json_response
 from agent.wire import jobs as wire
+from agent.wire import trace_context
 from agent.wire.oip import HEADER_LENGTH_HTTP
 
 log = structlog.get_logger(__name__)
@@ -67,6 +68,7 @@ class Inference:
         describe: Callable[[str], Card | None],
         unavailable: Callable[[], str | None],
         refused: Callable[[], str | None],
+        begin_trace: wire.BeginTrace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire it up.
@@ -78,6 +80,7 @@ class Inference:
             describe: Describes a model of this name.
             unavailable: Gives the reason why no job can be taken on now, or None.
             refused: Gives the reason why some model can't be served, or None.
+            begin_trace: Gives a job's trace; None: jobs have none.
             clock: Monotonic seconds.
         """
         self._lifecycle = lifecycle
@@ -86,6 +89,7 @@ class Inference:
         self._describe = describe
         self._unavailable = unavailable
         self._refused = refused
+        self._begin_trace = begin_trace
         self._clock = clock
         self._bodies = Bodies(limits)
         self._waiting: set[_Waiter] = set()
@@ -194,6 +198,10 @@ class Inference:
         length = request.headers.get(HEADER_LENGTH_HTTP)
         if length is not None:
             properties[wire.HEADER_LENGTH_PROPERTY] = length
+        if self._begin_trace is not None:
+            for name in trace_context.HEADERS:
+                if name in request.headers:
+                    properties[name] = ",".join(request.headers.getall(name))
         limits = self._limits()
         return wire.decode_job(
             request.match_info["model"],
@@ -201,6 +209,7 @@ class Inference:
             now=self._clock(),
             default_deadline_s=limits.default_deadline_ms / 1000,
             max_bytes=limits.max_payload_bytes,
+            begin_trace=self._begin_trace,
         )
 
     def _bad(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from agent.job import (
     JobError,
     Placement,
     Tensor,
+    Trace,
     make_id,
 )
 from agent.wire import oip
@@ -33,6 +34,9 @@ ID_NEAR_START = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._:-]{1,128})"')
 MAX_DEADLINE_MS = 31 * 24 * 3600 * 1000
 # What stands behind a figure of energy, by whether a meter does.
 ENERGY_SOURCES = {None: None, True: "measured", False: "modelled"}
+
+# Begins a job's trace, or goes on with the one that its properties name.
+BeginTrace = Callable[[Mapping[str, str]], Trace]
 
 
 class JobParameters(msgspec.Struct):
@@ -73,6 +77,7 @@ def decode_job(
     now: float,
     default_deadline_s: float,
     max_bytes: int,
+    begin_trace: BeginTrace | None = None,
 ) -> Job:
     """Decode a payload into a job: OIP JSON, OIP binary, or an encoded image.
 
@@ -82,6 +87,7 @@ def decode_job(
         now: Monotonic time of receipt in seconds.
         default_deadline_s: Holds where the job names no deadline.
         max_bytes: The largest payload taken.
+        begin_trace: Gives the job's trace; None: it has none.
 
     Raises:
         RejectedJobError: The payload makes no job.
@@ -133,6 +139,7 @@ def decode_job(
         min_confidence=parameters.min_confidence,
         deferrable=parameters.deferrable,
         binary_output=binary,
+        trace=None if begin_trace is None else begin_trace(message.properties),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -20,6 +21,7 @@ from agent.job import (
     JobError,
     Placement,
     Tensor,
+    Trace,
 )
 
 
@@ -56,9 +58,15 @@ class _Answer(msgspec.Struct, array_like=True, frozen=True):
     account: Account
 
 
+# What is damaged must not get into the headers of a request.
+_TraceId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+_SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+_State = Annotated[str, msgspec.Meta(pattern="^[ -~]*$")]
+
 _ENCODER = msgspec.msgpack.Encoder()
 _JOBS = msgspec.msgpack.Decoder(_Job)
 _ANSWERS = msgspec.msgpack.Decoder(_Answer)
+_TRACES = msgspec.msgpack.Decoder(tuple[_TraceId, _SpanId, _SpanId | None, bool, _State, str])
 _ASKERS = msgspec.msgpack.Decoder(tuple[tuple[str | None, bytes | None, BinaryOutputs], ...])
 _ONE_ASKER = _ENCODER.encode([(None, None, False)])
 
@@ -68,7 +76,7 @@ class StoredError(Exception):
 
 
 def encode_job(job: Job) -> bytes:
-    """Encode all of a job but its id, model, priority and times."""
+    """Encode all of a job but its id, model, priority, trace and times."""
     return _ENCODER.encode(
         _Job(
             inputs=_tensors(job.inputs),
@@ -86,7 +94,14 @@ def encode_job(job: Job) -> bytes:
 
 
 def decode_job(
-    body: bytes, *, job_id: str, model: str, priority: int, received_at: float, deadline_at: float
+    body: bytes,
+    *,
+    job_id: str,
+    model: str,
+    priority: int,
+    received_at: float,
+    deadline_at: float,
+    trace: Trace | None = None,
 ) -> Job:
     """Decode what `encode_job` gave; times are monotonic seconds.
 
@@ -113,6 +128,7 @@ def decode_job(
         min_confidence=stored.min_confidence,
         deferrable=stored.deferrable,
         binary_output=stored.binary_output,
+        trace=trace,
     )
 
 
@@ -170,6 +186,28 @@ def decode_askers(body: bytes) -> tuple[Asker, ...]:
         return tuple(Asker(*each) for each in _ASKERS.decode(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StoredError(f"askers: {error}") from None
+
+
+def encode_trace(trace: Trace) -> bytes:
+    """Encode a job's trace."""
+    return _ENCODER.encode(
+        (
+            *(trace.trace_id, trace.span_id, trace.parent_id),
+            *(trace.sampled, trace.state, trace.intake),
+        )
+    )
+
+
+def decode_trace(body: bytes) -> Trace:
+    """Decode what `encode_trace` gave.
+
+    Raises:
+        StoredError: These bytes are no trace.
+    """
+    try:
+        return Trace(*_TRACES.decode(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StoredError(f"a trace: {error}") from None
 
 
 def fingerprint(job: Job) -> bytes:

@@ -96,6 +96,16 @@ def daemon(terminal: Terminal, config: str) -> None:
     terminal.do("systemctl restart edgewise")
 
 
+def a_traced_camera(terminal: Terminal) -> None:
+    """A device with a model and a picture, and a collector that is a stand-in."""
+    serve = "from standins.collector import Collector; from aiohttp import web;"
+    serve += "web.run_app(Collector().application(), host='127.0.0.1', port=4318)"
+    terminal.do(f'PYTHONPATH="$PYTHONPATH:{ROOT}/tests" python -c "{serve}" >/dev/null 2>&1 &')
+    terminal.do(UP.format(port=4318))
+    terminal.save("/etc/edgewise/edgewise.toml", DEVICE + DIGITS)
+    terminal.do(f"cp {IMAGE} frame.png")
+
+
 def a_camera_s_models(terminal: Terminal) -> None:
     """A device that has its model, a picture, and a name for the broker's address."""
     terminal.do("echo 127.0.0.1 broker.example.org >>/etc/hosts")
@@ -110,6 +120,7 @@ STAGES = {
     "docs/policies.md": Stage(in_clone=False),
     "docs/size-a-device.md": Stage(set_up=(broker, a_device)),
     "docs/tutorial.md": Stage(set_up=(broker,)),
+    "docs/tracing.md": Stage(set_up=(broker, a_traced_camera)),
     "docs/secure-the-broker.md": Stage(set_up=(a_camera_s_models,)),
 }
 PLAIN = Stage()

@@ -127,7 +127,10 @@ def test_every_locked_version_has_hashes():
 
 
 # The example's certificates are for this only.
-SECURED = {"EDGEWISE_MQTT__URL": "mqtts://127.0.0.1"}
+SECURED = {
+    "EDGEWISE_MQTT__URL": "mqtts://127.0.0.1",
+    "EDGEWISE_TRACING__ENDPOINT": "https://127.0.0.1:4318",
+}
 
 
 @pytest.fixture

@@ -53,6 +53,8 @@ ALL_EVENTS = (
     events.Deferred,
     events.Committed,
     events.Answered,
+    events.Published,
+    events.Unbegun,
 )
 
 

@@ -77,6 +77,11 @@ WRONG = [
     ("[mqtt]\nurl = 'mqtt://h'\ncert_file = 'c.pem'", "mqtt.cert_file", "without mqtts://"),
     ("[mqtt]\nurl = 'mqtts://h'\nkey_file = 'k'", "mqtt.key_file", "a key needs its cert_file"),
     ("[mqtt]\npassword_file = 'p'", "mqtt.password_file", "a password needs its username"),
+    ("[tracing]\nendpoint = 'lab:4318'", "tracing.endpoint", "want http://host:port"),
+    ("[tracing]\nendpoint = 'http://u:p@h'", "tracing.endpoint", "no credentials"),
+    ("[tracing]\nsample_ratio = 1.5", "tracing.sample_ratio", "<= 1"),
+    ("[tracing]\nca_file = 'ca.pem'", "tracing.ca_file", "has no effect without https://"),
+    ("[tracing]\nkey_file = 'k'", "tracing.key_file", "a key needs its cert_file"),
     ("[http]\nkey_file = 'k'", "http.key_file", "a key needs its cert_file"),
     ("[http]\nlisten = '9464'", "http.listen", "want host:port"),
     ("[http]\nlisten = '[zz]:1'", "http.listen", ""),
@@ -216,6 +221,7 @@ def test_relative_paths_are_relative_to_the_main_files_folder(loaded, tmp_path):
         "password_file = 'pw'\nca_file = '/abs/ca'\n"
         "[http]\ntoken_file = 't'\n[policy]\npath = 'mine.py:Mine'\n"
         "[models.a]\npath = 'a.tflite'\nlabels = 'a.txt'\n[models.b]\npath = 'b'\nlabels = ['x']\n"
+        "[tracing]\nendpoint = 'https://h'\nheaders_file = 'otlp'\n"
         f"{LAB}token_file = 'lab'"
     )
     assert config.device.state_dir == str(tmp_path / "state")
@@ -226,6 +232,7 @@ def test_relative_paths_are_relative_to_the_main_files_folder(loaded, tmp_path):
     assert config.models["a"].labels == str(tmp_path / "a.txt")
     assert config.models["b"].labels == ("x",)
     assert config.endpoints["lab"].token_file == str(tmp_path / "lab")
+    assert config.tracing.headers_file == str(tmp_path / "otlp")
 
 
 def test_a_secret_is_the_files_text_without_white_space_around(tmp_path):

@@ -62,6 +62,7 @@ class File:
             "fingerprint": None,
             "askers": stored.encode_askers((Asker(),)),
             "expires": None,
+            "trace": None,
             **fields,
         }
         unfinished = state in UNFINISHED
@@ -249,6 +250,23 @@ def test_a_mark_says_that_the_answer_is_out_and_how_long_it_is_kept(file):
     found = file.rows("SELECT state, parked, expires FROM jobs ORDER BY n")
     assert found == [("published", 0, WALL + 60), ("published", 0, WALL + 5)]
     assert file.numbers("answers") == [1, 2]
+
+
+def test_a_mark_says_that_the_trace_has_ended(file):
+    file.write(file.change(State.ANSWERED, trace=b"1"), file.change(State.ANSWERED, trace=b"2"))
+    file.write(Mark(2, WALL + 5))
+    assert file.rows("SELECT trace FROM jobs ORDER BY n") == [(b"1",), (None,)]
+
+
+def test_a_file_from_before_there_were_traces_is_gone_on_with(file):
+    file.write(file.change())
+    file.database._connected().execute("ALTER TABLE jobs DROP COLUMN trace")
+    file.database.close()
+    opened = file.database.open()
+    assert opened.counts == {"waiting": 1}
+    file.write(file.change(trace=b"1"))
+    assert file.rows("SELECT n, trace FROM jobs ORDER BY n") == [(1, None), (2, b"1")]
+    assert file.rows("PRAGMA user_version") == [(database.VERSION,)]
 
 
 def test_a_mark_of_a_row_that_another_has_replaced_does_nothing(file):

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from agent.events import Attempted, Decided, Started
-from agent.job import ErrorCode, JobError, Outcome, Placement
+from agent.events import Attempted, Decided, Started, Unbegun
+from agent.job import ErrorCode, JobError, Outcome, Placement, Trace
 from agent.router.decider import _fault
 from agent.router.hedging import MOST, SHARE, Hedging
 from policies.api import Estimate, Plan, Why
@@ -75,6 +75,32 @@ async def test_a_late_first_route_loses_to_the_second(build_router, make_job, la
     (decision,) = built.events.of(Decided)
     assert (decision.plan.route, decision.plan.hedge) == ("local", "cloud:lab")
     assert [event.route for event in built.events.of(Started)] == ["local", "cloud:lab"]
+
+
+async def test_a_first_route_that_has_not_begun_is_told_of_too(build_router, make_job):
+    built = build_router(Hedged())
+    waits = asyncio.Event()
+
+    async def wait(_job, _timeout_s, _started, _streamed):
+        await waits.wait()
+
+    built.local.run = wait
+    await built.run(make_job())
+    assert attempts(built) == [("cloud:lab", None)]
+    assert [event.plan.route for event in built.events.of(Unbegun)] == ["local"]
+
+
+async def test_each_attempt_at_a_traced_job_is_a_span_of_its_own(build_router, make_job, late):
+    built = build_router(Hedged())
+    built.local.does = late()
+    trace = Trace("1" * 32, "2" * 16, None, True, "", "mqtt")
+    await built.run(make_job(trace=trace))
+    told = [event.job.trace for event in built.events.of(Attempted)]
+    assert [job.trace for route in (built.local, built.cloud) for job in route.seen] == told
+    assert [(each.trace_id, each.parent_id) for each in told] == [(trace.trace_id, "2" * 16)] * 2
+    assert len({trace.span_id, *(each.span_id for each in told)}) == 3
+    (decision,) = built.events.of(Decided)
+    assert decision.job.trace == trace
 
 
 async def test_a_first_route_may_still_win(build_router, make_job, late):

@@ -7,8 +7,8 @@ import sqlite3
 
 import pytest
 
-from agent.events import Answered, Attempted, Deferred
-from agent.job import Answer, Asker, ErrorCode, JobError, Outcome
+from agent.events import Answered, Attempted, Deferred, Published
+from agent.job import Answer, Asker, ErrorCode, JobError, Outcome, Trace
 from agent.life import Move, State
 from agent.lifecycle import UndeliveredError
 from agent.lifecycle import backlog as backlogs
@@ -23,6 +23,7 @@ from agent.wire import tensors
 FIRST, SECOND = Asker("first", b"1"), Asker("second", b"2", binary=True)
 UNFINISHED = (State.RECEIVED, State.WAITING, State.RUNNING, State.DEFERRED)
 OTHER_INPUTS = (tensors.strings("x", ["b"]),)
+TRACE = Trace("1" * 32, "2" * 16, "3" * 16, True, "a=b", "mqtt")
 
 
 def code(answer):
@@ -221,6 +222,54 @@ def fail_once(monkeypatch):
         monkeypatch.setattr(store.disk, "_apply", apply_or_fail)
 
     return install
+
+
+# Traces.
+
+
+@pytest.mark.parametrize("state", [each for each in State if each is not State.RECEIVED])
+async def test_a_trace_ends_once_with_the_answer_that_is_out_also_after_a_restart(
+    stage, restart, until, state
+):
+    before = await stage()
+    await before.bring(state, trace=TRACE)
+    life = await restart(before)
+    life.go_on()
+    await until(lambda: len(before.topics) + len(life.topics) == 1)
+    await life.at_rest()
+    life.submit()  # its answer once more
+    await until(lambda: len(before.topics) + len(life.topics) == 2)
+    await life.at_rest()
+    (ended,) = before.served.events.of(Published) + life.served.events.of(Published)
+    assert (ended.job.id, ended.job.trace, ended.answer.id) == ("j1", TRACE, "j1")
+    assert life.store.disk.rows("SELECT trace FROM jobs") == [(None,)]
+
+
+async def test_attempts_after_a_restart_belong_to_the_same_trace(stage, restart, until):
+    before = await stage()
+    await before.bring(State.DEFERRED, trace=TRACE)
+    life = await restart(before)
+    await until(lambda: life.topics)
+    (attempt,) = life.served.events.of(Attempted)
+    assert attempt.job.trace.parent_id == TRACE.span_id
+
+
+async def test_a_job_that_is_not_traced_ends_no_trace(stage, until):
+    life = await stage()
+    life.submit()
+    await until(lambda: life.topics)
+    await life.at_rest()
+    assert life.served.events.of(Published) == []
+
+
+async def test_a_trace_that_is_damaged_on_disk_costs_the_job_nothing(stage, restart, until, logged):
+    before = await stage()
+    await before.bring(State.DEFERRED, trace=TRACE)
+    before.store.disk._connected().execute("UPDATE jobs SET trace = x'00'")
+    life = await restart(before)
+    await until(lambda: life.topics)
+    assert life.codes == {"j1": None}
+    assert "trace_damaged" in [line["event"] for line in logged]
 
 
 # The same id again.

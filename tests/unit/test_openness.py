@@ -3,7 +3,7 @@
 import pytest
 
 from agent.cli import openness
-from agent.config import Config, Endpoint, Http, Mqtt
+from agent.config import Config, Endpoint, Http, Mqtt, Tracing
 
 KEY = "/nowhere"
 
@@ -48,6 +48,14 @@ def test_an_endpoint_with_a_token_needs_tls(url, token, warned):
     assert found(endpoints={"lab": lab}) == ["endpoints.lab.url"] * warned
 
 
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [("http://lab:4318", True), ("https://lab", False), ("http://127.0.0.1:4318", False)],
+)
+def test_a_collector_elsewhere_needs_tls(url, warned):
+    assert found(tracing=Tracing(endpoint=url)) == ["tracing.endpoint"] * warned
+
+
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
 def test_a_secret_that_others_may_read_is_named(tmp_path, mode, warned):
     secret = tmp_path / "secret"
@@ -57,5 +65,7 @@ def test_a_secret_that_others_may_read_is_named(tmp_path, mode, warned):
     assert found(http=Http(token_file=file)) == ["http.token_file"] * warned
     mqtt = Mqtt(url="mqtts://broker", username="me", password_file=file, cert_file=file)
     assert found(mqtt=mqtt) == ["mqtt.password_file", "mqtt.cert_file"] * warned
+    tracing = Tracing(endpoint="https://lab", headers_file=file, key_file=file, cert_file=KEY)
+    assert found(tracing=tracing) == ["tracing.headers_file", "tracing.key_file"] * warned
     apart = Mqtt(url="mqtts://broker", cert_file=file, key_file=KEY)
     assert found(mqtt=apart) == []

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.job import Account, Answer, Asker, ErrorCode, Job, JobError, Placement, Tensor
+from agent.job import (
+    Account,
+    Answer,
+    Asker,
+    ErrorCode,
+    Job,
+    JobError,
+    Placement,
+    Tensor,
+    Trace,
+)
 from agent.wire import stored
 
 texts = st.text(max_size=20)
@@ -70,8 +80,20 @@ askers = st.lists(
     max_size=4,
 ).map(tuple)
 
+spans = st.from_regex("[0-9a-f]{16}", fullmatch=True)
+traces = st.builds(
+    Trace,
+    trace_id=st.from_regex("[0-9a-f]{32}", fullmatch=True),
+    span_id=spans,
+    parent_id=st.none() | spans,
+    sampled=st.booleans(),
+    state=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20),
+    intake=texts,
+)
+
 JOB = Job("j1", "digits", 0.0, 1.0, inputs=(Tensor("x", "UINT8", (2,), b"ab"),), outputs=("y",))
 ANSWER = Answer("j1", "digits", JOB.inputs, JobError(ErrorCode.OVERLOADED, "no"), Account("local"))
+TRACE = Trace("1" * 32, "2" * 16, None, True, "a=b", "mqtt")
 TERMS = [
     {"id": "j2"},
     {"received_at": 5.0, "deadline_at": 50.0},
@@ -83,6 +105,7 @@ TERMS = [
     {"min_confidence": 0.5},
     {"deferrable": True},
     {"binary_output": True},
+    {"trace": TRACE},
 ]
 REQUESTS = [
     {"model": "moon"},
@@ -132,6 +155,11 @@ def test_askers_come_back_as_they_were(asked):
     assert stored.decode_askers(stored.encode_askers(asked)) == asked
 
 
+@given(traces)
+def test_a_trace_comes_back_as_it_was(trace):
+    assert stored.decode_trace(stored.encode_trace(trace)) == trace
+
+
 DECODERS = {
     "job": (decode_job, stored.encode_job(JOB)),
     "answer": (
@@ -139,6 +167,7 @@ DECODERS = {
         stored.encode_answer(ANSWER),
     ),
     "askers": (stored.decode_askers, stored.encode_askers((Asker("t", b"c"), Asker()))),
+    "trace": (stored.decode_trace, stored.encode_trace(TRACE)),
 }
 
 
@@ -171,12 +200,19 @@ NESTED = b"\x91" * 5000
         ("job", JOB_HEAD),  # an element more than a job has, which is skipped
         ("answer", b"\x95\xa2j1\x90\xc0\x9b"),
         ("askers", b"\x91\x94\xc0\xc0\xc2"),
+        ("trace", b"\x96"),
     ],
 )
 def test_bytes_that_are_nested_too_deeply_are_an_error(kind, head):
     decode, _ = DECODERS[kind]
     with pytest.raises(stored.StoredError):
         decode(head + NESTED)
+
+
+def test_a_trace_that_could_not_be_passed_on_is_an_error():
+    for damage in ({"trace_id": "1" * 31}, {"span_id": "g" * 16}, {"state": "a=b\r\nX: y"}):
+        with pytest.raises(stored.StoredError):
+            stored.decode_trace(stored.encode_trace(replace(TRACE, **damage)))
 
 
 def test_an_error_names_the_job_whose_bytes_are_damaged():

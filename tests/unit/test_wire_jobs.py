@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.job import ErrorCode, Job, Placement
+from agent.job import ErrorCode, Job, Placement, Trace
 from agent.wire import oip, tensors
 from agent.wire.jobs import Message, RejectedJobError, decode_job
 
@@ -276,3 +276,20 @@ def test_the_bodys_id_goes_before_a_property_that_is_no_id():
     message = Message(b'{"id": "good", "inputs": []}', properties={"id": "not/good"})
     job = decode_job("m", message, now=0.0, default_deadline_s=1.0, max_bytes=1000)
     assert job.id == "good"
+
+
+def test_a_jobs_trace_is_begun_from_its_properties(clock):
+    trace = Trace("1" * 32, "2" * 16, None, True, "", "mqtt")
+    said = []
+
+    def begin(properties):
+        said.append(properties)
+        return trace
+
+    for payload in (b'{"inputs": []}', PNG):
+        message = Message(payload, properties={"traceparent": "any"})
+        job = decode_job(
+            "m", message, now=0.0, default_deadline_s=1.0, max_bytes=1000, begin_trace=begin
+        )
+        assert job.trace is trace
+    assert said == [{"traceparent": "any"}] * 2

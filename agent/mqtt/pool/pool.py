@@ -64,6 +64,7 @@ class Pool:
         reply_topics: tuple[str, ...],
         models: Collection[str],
         jobs_at_once: int,
+        begin_trace: wire.BeginTrace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire it up.
@@ -78,6 +79,7 @@ class Pool:
             reply_topics: Filters; a response topic that matches none is not used.
             models: What we serve.
             jobs_at_once: So many jobs are begun with; further ones go to others who have room.
+            begin_trace: Gives a job's trace; None: jobs have none.
             clock: Monotonic seconds.
         """
         self._broker = broker
@@ -89,6 +91,7 @@ class Pool:
         self._reply_topics = reply_topics
         self._models = tuple(sorted(models))
         self._jobs_at_once = jobs_at_once
+        self._begin_trace = begin_trace
         self._clock = clock
         self._members = Members(device, clock)
         self._begun: set[Held] = set()  # given to the lifecycle
@@ -171,6 +174,7 @@ class Pool:
                 now=self._clock(),
                 default_deadline_s=limits.default_deadline_ms / 1000,
                 max_bytes=limits.max_payload_bytes,
+                begin_trace=self._begin_trace,
             )
         except wire.RejectedJobError as error:
             self._on_rejected(model, delivery, error)
