@@ -94,18 +94,20 @@ class Log(_Section, frozen=True):
 
 
 class Tracing(_Section, frozen=True):
-    """Traces of jobs, sent by OTLP over HTTP. Needs the extra `otel`."""
+    """Traces of jobs, sent by OTLP over HTTP. It needs the extra `otel`.
 
-    endpoint: str | None = (
-        None  # a collector's, http://127.0.0.1:4318; without it nothing is traced
-    )
+    Files are read again when they change.
+    """
+
+    # A collector's, http://127.0.0.1:4318; /v1/traces is added. Default: nothing is traced.
+    endpoint: str | None = None
     # The share of jobs that are traced, of those whose requester has not decided it already.
     sample_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
-    # These are read again when they change.
-    headers_file: str | None = None  # sent along with spans: lines of `Name: value`
-    ca_file: str | None = None  # of an own authority; default: whom the system trusts
-    cert_file: str | None = None  # a client certificate, and its key where that is not in it
-    key_file: str | None = None
+    headers_file: str | None = None  # sent along with spans: a line of `Name: value` each
+    # The authority that signed the collector's certificate; needs https://. Default: the system's.
+    ca_file: str | None = None
+    cert_file: str | None = None  # a client certificate; needs https://
+    key_file: str | None = None  # its key, where that is not in `cert_file` too
 
 
 class Limits(_Section, frozen=True):
