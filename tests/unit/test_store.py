@@ -235,7 +235,7 @@ async def test_a_mark_goes_with_decisions_that_are_due(store, keep, until):
     store.move(record, Move.PUBLISH)
     store.write(record, FAR_S)
     store.log_decision("j1", 5.0, b"{}")
-    await until(lambda: not store.is_dirty(record))
+    await until(lambda: not store.is_dirty(record) and store._rests.is_set())
     assert len(store.disk.batches[-1].decisions) == 1
 
 
@@ -244,7 +244,7 @@ async def test_what_may_wait_does_not_once_there_is_much_of_it(store, add, keep,
     for record in records:
         store.move(record, Move.PUBLISH)
         store.write(record, FAR_S)
-    await until(lambda: not any(map(store.is_dirty, records)))
+    await until(lambda: not any(map(store.is_dirty, records)) and store._rests.is_set())
     assert store.disk.rows("SELECT DISTINCT state FROM jobs") == [("published",)]
 
 
