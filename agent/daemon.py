@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from agent import gauges, secrecy, systemd
+from agent import gauges, memory, secrecy, systemd
 from agent import log as logs
 from agent.config import Config, ConfigError, split_listen
 from agent.control import Control
@@ -336,6 +336,7 @@ class Daemon:
             asyncio.create_task(self.learned.run(), name="learned"),
             asyncio.create_task(self.gateway.run(), name="gateway"),
             asyncio.create_task(self.lifecycle.run(), name="lifecycle"),
+            asyncio.create_task(memory.tend(lambda: not self.lifecycle.unfinished), name="memory"),
         ]
         if self.pool is not None:
             services.append(asyncio.create_task(self.pool.run(), name="pool"))

@@ -2,8 +2,9 @@
 
 Its first minutes fill what is bounded. From then on two windows are compared, the first and the
 last, each as long as a round of faults, so that both have seen the same. Of memory and disk the
-medians are compared: peaks come and go with the faults. Of descriptors and threads it is the least:
-what is leaked is held at quiet times too.
+medians are compared: peaks come and go with the faults. Of descriptors, threads and the workers'
+memory it is the least: what is leaked is held at quiet times too, and a reload starts new workers
+before it ends the old ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ WINDOW_S = 180.0
 SHORTEST_S = SETTLE_S + 2 * WINDOW_S  # of a run that tells anything
 
 
+Typical = Callable[[Sequence[float]], float]
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """Something that should not grow."""
@@ -28,14 +32,14 @@ class Series:
     name: str
     unit: str
     value: Callable[[Reading], float]
-    typical: Callable[[Sequence[float]], float]  # of a window
+    typical: Typical  # of a window
     most: float  # growth, as a share of what it was
 
 
 MIB = 1 << 20
 SERIES = (
     Series("RSS of the daemon", "MiB", lambda r: r.rss / MIB, statistics.median, 0.03),
-    Series("RSS of its workers", "MiB", lambda r: r.workers_rss / MIB, statistics.median, 0.03),
+    Series("RSS of its workers", "MiB", lambda r: r.workers_rss / MIB, min, 0.03),
     Series("descriptors", "", lambda r: r.descriptors, min, 0.0),
     Series("threads", "", lambda r: r.threads, min, 0.0),
     Series("store", "MiB", lambda r: r.store / MIB, statistics.median, 0.1),

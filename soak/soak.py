@@ -14,11 +14,12 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -345,19 +346,20 @@ def heading() -> str:
 
 
 def _row(minute: int, rate: float, errors: int, unanswered: int, rows: list[Reading]) -> str:
-    def median(name: str) -> float:
-        values = [getattr(row, name) for row in rows]
-        known = [value for value in values if value is not None]
-        return statistics.median(known) if known else float("nan")
+    def figure(of: Callable[[Reading], float | None], typical: growth.Typical) -> float:
+        known = [value for row in rows if (value := of(row)) is not None]
+        return typical(known) if known else math.nan
 
-    def size(name: str) -> str:
-        return f"{median(name) / growth.MIB:.1f}"
+    def size(of: Callable[[Reading], int | None]) -> str:
+        return f"{figure(of, statistics.median) / growth.MIB:.1f}"
 
     cells = (
         *(str(minute), f"{rate:.1f}", str(errors), str(unanswered)),
-        *(size("rss"), size("workers_rss"), size("pss")),
-        *(f"{median('descriptors'):.0f}", f"{median('threads'):.0f}"),
-        *(size("store"), size("wal"), size("load_rss")),
+        *(size(lambda r: r.rss), size(lambda r: r.workers_rss), size(lambda r: r.pss)),
+        # As in the verdict, the least.
+        f"{figure(lambda r: r.descriptors, min):.0f}",
+        f"{figure(lambda r: r.threads, min):.0f}",
+        *(size(lambda r: r.store), size(lambda r: r.wal), size(lambda r: r.load_rss)),
     )
     return "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
 
@@ -388,7 +390,7 @@ def print_report(run: Run) -> None:
         settled, window = growth.SETTLE_S / 60, growth.WINDOW_S / 60
         print(
             f"minutes {settled:.0f} to {settled + window:.0f} against the last {window:.0f}: "
-            "medians, of descriptors and threads the least"
+            "medians, of workers, descriptors and threads the least"
         )
         print(f"{'':22}{'first':>10}{'last':>10}{'growth':>9}{'most':>7}{'per hour':>10}")
     for one in grown:
