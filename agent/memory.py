@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 from collections.abc import Callable
 
@@ -12,11 +13,13 @@ IDLE_CHECK_S = 0.05
 
 
 async def tend(is_idle: Callable[[], bool], interval_s: float = INTERVAL_S) -> None:
-    """Give back what is free once in a while, at a moment when there is nothing to do."""
+    """Give back what is free once in a while: at an idle moment, if there is one soon enough."""
     while True:
         await asyncio.sleep(interval_s)
-        while not is_idle():  # noqa: ASYNC110 - nothing tells of it, and it is seldom asked
-            await asyncio.sleep(IDLE_CHECK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                while not is_idle():  # noqa: ASYNC110 - nothing tells of it; it is seldom asked
+                    await asyncio.sleep(IDLE_CHECK_S)
         give_back()
 
 

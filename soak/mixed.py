@@ -23,7 +23,7 @@ MIXTURE = Mixture(
 )
 OVER_HTTP, BAD, AGAIN, CANCELLED = 0.2, 0.02, 0.02, 0.02
 AGAIN_WITHIN_S, CANCEL_WITHIN_S = 3.0, 0.05
-OUTSTANDING = 1000  # below limits.max_waiting_jobs, so that no job is turned away
+OUTSTANDING = 300  # what the daemon holds at most: its memory is to be full early on
 HTTP_TIMEOUT_S = 120.0
 MOST_CONNECTIONS = 50
 PATIENCE_S = 180.0  # for the last answers: as long as the latest deadline, and more

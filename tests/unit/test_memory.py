@@ -37,36 +37,40 @@ def test_what_a_burst_took_goes_back_to_the_system():
 
 
 @pytest.fixture
-async def tended(monkeypatch):
-    """How often memory was given back, while it is tended as a test says."""
-    times = 0
-
-    def count():
-        nonlocal times
-        times += 1
-
-    async def tend(is_idle, turns):
-        task = asyncio.create_task(memory.tend(is_idle, 0.0))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        return times
-
-    monkeypatch.setattr(memory, "give_back", count)
+def given(monkeypatch):
+    """Told of each time that memory is given back."""
+    given = asyncio.Queue()
+    monkeypatch.setattr(memory, "give_back", lambda: given.put_nowait(None))
     monkeypatch.setattr(memory, "IDLE_CHECK_S", 0.0)
-    return tend
+    return given
 
 
-async def test_it_is_given_back_again_and_again(tended):
-    assert await tended(lambda: True, 10) > 3
+@contextlib.asynccontextmanager
+async def tended(is_idle, interval_s):
+    task = asyncio.create_task(memory.tend(is_idle, interval_s))
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_it_is_not_given_back_while_there_are_jobs(tended):
-    assert await tended(lambda: False, 10) == 0
+async def test_it_is_given_back_again_and_again(given):
+    async with tended(lambda: True, 0.0):
+        for _ in range(3):
+            await given.get()
 
 
-async def test_it_is_given_back_once_the_jobs_are_done(tended):
-    looks = iter([False, False, True, False, False, False, False, False, False])
-    assert await tended(lambda: next(looks), 8) == 1
+async def test_an_idle_moment_is_waited_for(given):
+    looks = iter([False, False, True])
+
+    def is_idle():
+        assert given.empty()
+        return next(looks)
+
+    async with tended(is_idle, 0.5):
+        await given.get()
+    assert next(looks, None) is None
+
+
+async def test_without_an_idle_moment_it_is_given_back_all_the_same(given):
+    async with tended(lambda: False, 0.01):
+        await given.get()
