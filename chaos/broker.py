@@ -60,7 +60,11 @@ class Mosquitto:
         """
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # as the daemon's
             )
         try:
             async with asyncio.timeout(START_TIMEOUT_S):

@@ -140,6 +140,8 @@ class Daemon:
                     stdout=log,
                     stderr=log,
                     env=self._environment,
+                    # As a service has it: Ctrl-C is for us, and schedulers share by session.
+                    start_new_session=True,
                 )
             self.starts += 1
             self._running.set()
