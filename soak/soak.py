@@ -50,7 +50,7 @@ from agent.demo.broker import free_port
 
 READY_S = 60.0
 LOOK_EVERY_S = 5.0
-HTTP_TIMEOUT_S = 10.0
+HTTP_TIMEOUT_S = 30.0
 # What is bounded is to be full within the first minutes, so that growth after them means something:
 # a device keeps answers for an hour and 50 000 decisions.
 SETTINGS = """\

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+AGAIN_S = 0.001
 
 
 class OverrunError(Exception):
@@ -32,15 +35,18 @@ class Guard:
         self._limit_s = limit_s
         self._armed = False
         self._installed = False
+        self._pass_on: Callable[[Any], Any] = sys.__unraisablehook__
 
     def use(self, limit_s: float) -> None:
         """Hold code to this limit from now on."""
         self._limit_s = limit_s
 
     def install(self) -> None:
-        """Take over SIGALRM, if this is the main thread."""
+        """Take over SIGALRM and what Python can't raise, if this is the main thread."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGALRM, self._on_alarm)
+            if sys.unraisablehook != self._on_unraisable:
+                self._pass_on, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
             self._installed = True
 
     def call(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -77,3 +83,12 @@ class Guard:
         if self._armed:
             self._armed = False
             raise _Interrupt
+
+    def _on_unraisable(self, unraisable: Any) -> None:
+        # What is raised in a destructor or a weak reference's callback is dropped, and the code
+        # that these came in between of goes on.
+        if unraisable.exc_type is _Interrupt:
+            self._armed = True
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            self._pass_on(unraisable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -345,11 +346,12 @@ async def serve(build_router, open_store, clock):
 
 @pytest.fixture
 def alarm():
-    """Leave SIGALRM as it was."""
-    before = signal.getsignal(signal.SIGALRM)
+    """Leave SIGALRM, and who hears of what can't be raised, as they were."""
+    before = signal.getsignal(signal.SIGALRM), sys.unraisablehook
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGALRM, before[0])
+    sys.unraisablehook = before[1]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 
 import pytest
@@ -48,6 +49,45 @@ def test_a_timer_that_runs_out_beside_the_code_is_an_overrun_too(alarm, monkeypa
     else:
         assert guard.call(max, 1, 2) == 2
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+class LastsForEver:
+    """Its end comes in the midst of other code, which does not learn of what is raised there."""
+
+    def __del__(self):
+        while True:
+            pass
+
+
+@pytest.mark.timeout(method="thread")
+def test_an_interrupt_that_python_drops_comes_again(alarm):
+    guard = Guard(0.01)
+    guard.install()
+
+    def decide():
+        LastsForEver()
+        while True:
+            pass
+
+    with pytest.raises(OverrunError):
+        guard.call(decide)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.timeout(method="thread")
+def test_what_else_python_drops_is_told_as_before(alarm, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    guard = Guard(10.0)
+    guard.install()
+    guard.install()
+
+    class Fails:
+        def __del__(self):
+            raise ValueError
+
+    guard.call(Fails)
+    assert [unraisable.exc_type for unraisable in told] == [ValueError]
 
 
 def test_off_the_main_thread_an_overrun_is_noticed_afterwards():
