@@ -18,7 +18,7 @@ from policies.api import (
     Why,
 )
 from policies.cost import Weights, scarcity
-from policies.crowd import Crowd, Way
+from policies.crowd import Crowd
 from policies.features import amount
 from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, spread_of, used_and_late
 from policies.radio import TailShare
@@ -162,7 +162,7 @@ class Adaptive:
             plain = self._with_budgets(plain, situation)
         self._note_radio(plain, situation.time_s)
         ranked = sorted(plain, key=_by_cost) if len(plain) > 1 else plain
-        self._note_crowd(plain, situation.time_s, deadline_s)
+        self._crowd.note(situation.time_s, deadline_s, plain)
         best, tie_share = self._by_weight(self._least(ranked, deadline_s), ranked, deadline_s)
         chosen, why, propensity = best, Why.EXPECTED_COST, tie_share
         if len(routes) == 1:
@@ -290,21 +290,6 @@ class Adaptive:
             return
         for route in situation.routes:
             self._crowd.follow(route.name, is_open=route.closed is None)
-
-    def _note_crowd(self, plain: list[Expected], time_s: float, deadline_s: float) -> None:
-        """Note what the job would lose by having to wait."""
-        ways = tuple(
-            [
-                Way(
-                    each.route.name,
-                    max(each.mean_s - amount(each.route.estimate.wait_s, AMOUNT_MOST), 0.0),
-                    each.cost,
-                    each.fixed,
-                )
-                for each in plain
-            ]
-        )
-        self._crowd.note(time_s, deadline_s, ways)
 
     def _note_radio(self, plain: list[Expected], time_s: float) -> None:
         """See whether this is a job that had better go over a radio that is awake anyway."""

@@ -18,7 +18,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Protocol
+
+from policies.api import RouteView
+from policies.features import amount
+from policies.lognormal import AMOUNT_MOST
 
 # The latest jobs that F and C are reckoned from, anew after so many.
 JOBS = 32
@@ -32,13 +37,24 @@ KNOCK_ON = 2.0
 EARLY, LATE = 0.85, 1.15
 
 
-class Way(NamedTuple):
-    """A route that a job could take."""
+class Way(Protocol):
+    """What a job is expected to come to on a route that it could take."""
 
-    route: str
-    service_s: float  # what it takes there, without waiting
-    cost: float  # in deadlines, all told
-    fixed: float  # what of the cost is paid however long it takes
+    @property
+    def route(self) -> RouteView:
+        """The route, with the estimate of how long the job waits there."""
+
+    @property
+    def mean_s(self) -> float:
+        """What it takes there, waiting included."""
+
+    @property
+    def cost(self) -> float:
+        """What it costs, in deadlines, all told."""
+
+    @property
+    def fixed(self) -> float:
+        """What of the cost is paid however long it takes."""
 
 
 class Crowd:
@@ -56,7 +72,7 @@ class Crowd:
         self._latency = latency
         self._miss = miss
         # Second, deadline, and the ways there were.
-        self._seen: deque[tuple[float, float, tuple[Way, ...]]] = deque(maxlen=JOBS)
+        self._seen: deque[tuple[float, float, Sequence[Way]]] = deque(maxlen=JOBS)
         self._open: set[str] = set()
         self._count = 0
         self._follow: list[float] = []  # jobs that followed one within each of `TIMES_S`
@@ -92,7 +108,7 @@ class Crowd:
             self._open.discard(route)
         self._reckon()
 
-    def note(self, time_s: float, deadline_s: float, ways: tuple[Way, ...]) -> None:
+    def note(self, time_s: float, deadline_s: float, ways: Sequence[Way]) -> None:
         """Note a job.
 
         Args:
@@ -127,22 +143,23 @@ class Crowd:
             best, elsewhere = self._best(ways)
             if best is None:
                 continue
-            free = self._cost(best.service_s / deadline_s)
+            service_s = max(best.mean_s - amount(best.route.estimate.wait_s, AMOUNT_MOST), 0.0)
+            free = self._cost(service_s / deadline_s)
             # What it pays there whether or not it waits is no loss by waiting.
             most = elsewhere - best.fixed - free
             if not most > 0.0:
                 continue
-            losses = self._loss.setdefault(best.route, [0.0] * len(TIMES_S))
+            losses = self._loss.setdefault(best.route.name, [0.0] * len(TIMES_S))
             for place, wait_s in enumerate(TIMES_S):
-                lost = self._cost((best.service_s + wait_s) / deadline_s) - free
+                lost = self._cost((service_s + wait_s) / deadline_s) - free
                 losses[place] += share * (min(most, lost))
 
-    def _best(self, ways: tuple[Way, ...]) -> tuple[Way | None, float]:
+    def _best(self, ways: Sequence[Way]) -> tuple[Way | None, float]:
         """Find the best of the ways that are open, and what the next best one or a miss costs."""
         best: Way | None = None
         elsewhere = self._miss
         for way in ways:
-            if way.route not in self._open:
+            if way.route.name not in self._open:
                 continue
             if best is None or way.cost < best.cost:
                 elsewhere = elsewhere if best is None else min(elsewhere, best.cost)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.crowd import ANEW, Crowd, Way
+from policies.api import RouteView
+from policies.crowd import ANEW, Crowd
+from policies.testing import cloud, local
 
 MISS = 3.0
 
 
+class Way(NamedTuple):
+    route: RouteView
+    mean_s: float
+    cost: float
+    fixed: float = 0.0
+
+
 def ways(service_s, elsewhere=MISS):
     """The device, at no cost beside the time, and an endpoint that costs this much."""
-    return Way("local", service_s, 0.0, 0.0), Way("cloud:lab", 0.0, elsewhere, 0.0)
+    return Way(local(), service_s, 0.0), Way(cloud(), 0.0, elsewhere)
 
 
 def empty():
@@ -80,7 +90,7 @@ def test_bursts_count_as_they_come():
 def test_those_that_an_outage_keeps_from_their_route_wait_on_the_others_at_once():
     crowd = empty()
     for number in range(64):
-        there, here = Way("cloud:lab", 0.05, 0.05, 0.0), Way("local", 0.2, 0.2, 0.0)
+        there, here = Way(cloud(), 0.05, 0.05), Way(local(), 0.2, 0.2)
         crowd.note(0.1 * number, 1.0, (here, there))
     assert crowd.toll("local", 0.0, 1.0) == 0.0
     crowd.follow("cloud:lab", is_open=False)
