@@ -209,9 +209,12 @@ def _routes(state: dict[str, Any]) -> RenderableType:
 
     from agent.job import split_route
 
-    columns = ("route", "waiting", "running", "circuit", "reachable", "rtt ms")
-    more = ("up Mbit/s", "down Mbit/s", "fails")
-    table = Table(*columns, *more, box=None, padding=(0, 1, 0, 2))
+    # Within 80 columns, as long as an endpoint's name is short.
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("route", no_wrap=True)
+    columns = ("waiting", "running", "circuit", "reachable", "rtt ms")
+    for name in (*columns, "up Mbit/s", "down Mbit/s", "fails"):
+        table.add_column(name)
     for name, route in state["routes"].items():
         network = state["endpoints"].get(split_route(name)[1], {})
         reachable = network.get("reachable")
