@@ -3,7 +3,7 @@
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS builder
-ARG SOURCE_DATE_EPOCH=0
+ARG SOURCE_DATE_EPOCH=1577836800
 WORKDIR /src
 COPY pyproject.toml requirements.lock requirements-build.lock README.md LICENSE ./
 COPY deploy/make-venv deploy/healthcheck.py deploy/
@@ -16,7 +16,7 @@ RUN deploy/make-venv /opt/edgewise python3 \
     && /opt/edgewise/bin/edgewise --version
 
 FROM ${BASE}
-ARG SOURCE_DATE_EPOCH=0
+ARG SOURCE_DATE_EPOCH=1577836800
 LABEL org.opencontainers.image.title="Edgewise" \
       org.opencontainers.image.description="Routes inference jobs to this device or to the cloud, and says why" \
       org.opencontainers.image.licenses="Apache-2.0"

@@ -16,8 +16,6 @@ from booted import WAIT_S, until
 EPOCH = 1_700_000_000
 # What lets this machine's pip reach an index lets the build's pip reach it too.
 INDEX = ("/etc/ssl/certs", "/etc/pip.conf")
-
-
 # crun refuses machines with both versions of control groups.
 PODMAN = ("--cgroup-manager=cgroupfs", "--runtime=runc")
 # By default podman asks for more than root has everywhere.
@@ -107,8 +105,9 @@ class Running:
 
 
 @contextmanager
-def network(name: str) -> Iterator[str]:
+def network() -> Iterator[str]:
     """A network of its own, with a broker; gives its file."""
+    name = f"edgewise-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     inside = ("ip", "netns", "exec", name)
     broker = None

@@ -45,7 +45,7 @@ def image(containers, base) -> str:
 
 @pytest.fixture(scope="module")
 def broker() -> str:
-    with network("edgewise-image") as place:
+    with network() as place:
         yield place
 
 
