@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cloud lint audit format docs bench bench-servers bench-policies chaos soak truth lock \
+.PHONY: help demo test test-cloud lint audit format docs bench bench-servers bench-policies chaos soak fuzz truth lock \
   deb release test-install clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make truth   hold the simulator against the real daemon (needs mosquitto, a quiet machine)"
 	@echo "make chaos   kill, cut off and fill up what a daemon needs, and count (needs mosquitto)"
 	@echo "make soak    mixed load with faults for 30 minutes: does anything grow (needs mosquitto)"
+	@echo "make fuzz    what strangers send, mutated: coverage-guided fuzzing (x86-64)"
 	@echo "make deb     build the Debian package in dist/ (needs debhelper, lintian)"
 	@echo "make release wheel, sdist, Debian package, SBOM and SHA256SUMS in dist/ (needs what make deb needs)"
 	@echo "make test-install   try package, image and release for real (root; needs CONTRIBUTING.md's packages)"
@@ -97,6 +98,9 @@ chaos: .venv/.test
 
 soak: .venv/.test
 	@$(BIN)/python soak/soak.py $(ARGS)
+
+fuzz: .venv/.fuzz
+	@$(BIN)/python -m fuzz.run $(ARGS)
 
 # For Python 3.11 and later on any machine. uv overlooks that newer backports-strenum are for older ones.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -22,7 +22,7 @@ from agent.config import Config, ConfigError, split_listen
 from agent.control import Control
 from agent.decisions import DecisionLog
 from agent.estimate import EnergyAccount, Estimates, MeterReading
-from agent.events import Attempted, Events, Probed
+from agent.events import Attempted, BadMessage, Events, Probed
 from agent.learned import Learned
 from agent.lifecycle import Lifecycle
 from agent.metrics import Metrics
@@ -44,6 +44,7 @@ from agent.web import Web, access
 from agent.web.cards import make_card
 from agent.web.health import Health
 from agent.web.live import Live
+from agent.web.openapi import Description
 from agent.web.v2 import Inference
 from agent.wire.jobs import BeginTrace
 
@@ -149,8 +150,10 @@ class Daemon:
                 *Health(self.metrics.registry, self.not_ready).routes(),
                 *self.inference.routes(),
                 *self.live.routes(),
+                *Description().routes(),
             ),
             access=allowed,
+            on_malformed=lambda detail: events.emit(BadMessage("bad_request", detail, "http")),
         )
         self._started = False
         self._reloading = asyncio.Lock()

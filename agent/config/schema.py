@@ -160,7 +160,7 @@ class ImageInput(_Section, frozen=True, tag="image", tag_field="kind"):
     offset: float = 0.0  # what is added then; a quantised input is quantised afterwards
     # Width and height. Default: the model's own; needed where the model leaves them open.
     size: tuple[Count, Count] | None = None
-    max_pixels: Count = 40_000_000  # a larger image is refused before it is decoded
+    max_pixels: Count = 25_000_000  # a larger image is refused before it is decoded
 
 
 class CloudModel(_Section, frozen=True):

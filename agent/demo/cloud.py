@@ -83,7 +83,9 @@ class StandInCloud:
         try:
             header, raw = oip.split(body, int(length) if length.isdecimal() else None)
             asked = oip.decode_request(header)
-            self._seen.append(str(asked.id))
+            job_id = oip.decode_id(asked.id)
+            parameters = oip.decode_parameters(asked.parameters)
+            self._seen.append(str(job_id))
             inputs = {t.name: tensors.to_array(t) for t in oip.take_tensors(asked.inputs, raw)}
             missing = {port.name for port in self._model.inputs} - inputs.keys()
             if missing:
@@ -91,9 +93,9 @@ class StandInCloud:
             outputs = self._model.run(inputs)
         except JobError as error:
             return _refusal(error.message)
-        wants_binary = (asked.parameters or {}).get("binary_data_output") is True
+        wants_binary = parameters.get("binary_data_output") is True
         answer, header_length = oip.encode(
-            {"id": asked.id, "model_name": self._name},
+            {"id": job_id, "model_name": self._name},
             "outputs",
             [tensors.from_array(name, array) for name, array in outputs.items()],
             binary=wants_binary,

@@ -109,7 +109,9 @@ class WorkerProcess:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [
                     # -P: nothing that lies in the current folder is imported in our place.
-                    *(sys.executable, "-P", "-m", "agent.routes.worker", str(self._memory_mb)),
+                    # Nor does a library's warning of a hostile image go to our standard error.
+                    *(sys.executable, "-P", "-W", "ignore", "-m", "agent.routes.worker"),
+                    str(self._memory_mb),
                     *(str(number) for number in descriptors),
                 ],
                 pass_fds=descriptors,
@@ -172,10 +174,11 @@ class WorkerProcess:
                 return
             except OSError:
                 message = b""
-            if not message:
+            reply = _decoded(message) if message else None
+            if reply is None:
                 self._disconnect()
             elif self._asked:
-                self._on_reply(_REPLY.decode(message))
+                self._on_reply(reply)
 
     def _on_reply(self, reply: Reply) -> None:
         asked = self._asked.popleft()
@@ -200,3 +203,11 @@ class WorkerProcess:
                 died = WorkerDiedError("the worker process ended", in_turn=first)
                 waited_for.set_exception(died)
         self._asked.clear()
+
+
+def _decoded(message: bytes) -> Reply | None:
+    """Decode a reply. What is none is the end of the process: a model has got the better of it."""
+    try:
+        return _REPLY.decode(message)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

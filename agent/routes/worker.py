@@ -45,6 +45,7 @@ from agent.routes.messages import (
 from agent.wire.tensors import DATATYPES, NUMPY_DTYPES, pack_elements, split_elements
 
 PR_SET_PDEATHSIG = 1
+MOST_SAID = 1000  # characters of an error that is too long
 
 Array = npt.NDArray[Any]
 
@@ -184,6 +185,17 @@ def _bytes(array: Array) -> bytes:
     return pack_elements(list(array.flat)) if array.dtype == object else array.tobytes()
 
 
+def encode(reply: Reply) -> bytes:
+    """Encode a reply; a model may have more to say than a message holds."""
+    message = msgspec.msgpack.encode(reply)
+    if len(message) <= MAX_MESSAGE_BYTES:
+        return message
+    text = reply.message if isinstance(reply, Failed) else ""
+    code = reply.code if isinstance(reply, Failed) else ErrorCode.MODEL_ERROR.value
+    said = text[:MOST_SAID] or "the model has too many tensors, or too long names"
+    return msgspec.msgpack.encode(Failed(code, said))
+
+
 def main() -> None:
     """Serve requests until the daemon closes the socket."""
     memory_mb, socket_descriptor, *memory_descriptors = (int(word) for word in sys.argv[1:])
@@ -201,7 +213,7 @@ def main() -> None:
     # The daemon may die at any moment.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while received := connection.recv(MAX_MESSAGE_BYTES):
-            connection.send(msgspec.msgpack.encode(worker.answer(decoder.decode(received))))
+            connection.send(encode(worker.answer(decoder.decode(received))))
 
 
 if __name__ == "__main__":

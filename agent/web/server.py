@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from agent.credentials import Watched
 from agent.web import page
@@ -44,6 +46,7 @@ class Web:
         routes: Iterable[web.AbstractRouteDef],
         *,
         access: Watched[Access] | None = None,
+        on_malformed: Callable[[str], None] = lambda _: None,
         max_connections: int = MAX_CONNECTIONS,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
@@ -54,13 +57,15 @@ class Web:
             port: Port to listen on; 0 for a free one.
             routes: What it serves. A handler is cancelled when its client has gone.
             access: The token and the certificate, if any.
+            on_malformed: Told what is wrong with bytes that are no request of HTTP.
             max_connections: Beyond so many open connections, new ones are turned away.
             idle_timeout_s: How long a connection may stay without a whole request head.
         """
         self._host = host
         self._port = port
-        self._routes = tuple(routes)
+        self.routes = tuple(routes)
         self._access = access
+        self._on_malformed = on_malformed
         self._max_connections = max_connections
         self._idle_timeout_s = idle_timeout_s
         self._runner: web.AppRunner | None = None
@@ -74,10 +79,11 @@ class Web:
         """
         tls = None if self._access is None else self._access.made.tls
         application = web.Application(middlewares=[self._authorise])
-        application.add_routes(self._routes)
+        application.add_routes(self.routes)
         self._runner = web.AppRunner(
             application,
             access_log=None,
+            logger=_logger(self._on_malformed),
             handler_cancellation=True,
             keepalive_timeout=self._idle_timeout_s,
             lingering_time=LINGER_S,
@@ -86,7 +92,7 @@ class Web:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            self._connect,
+            self.connect,
             self._host,
             self._port,
             ssl=tls,
@@ -107,7 +113,8 @@ class Web:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def _connect(self) -> asyncio.Protocol:
+    def connect(self) -> asyncio.Protocol:
+        """Give the protocol of one more connection; one too many is turned away."""
         assert self._runner is not None
         server = self._runner.server
         assert server is not None
@@ -130,6 +137,22 @@ class Web:
                     401, "a bearer token is needed", headers={"WWW-Authenticate": "Bearer"}
                 )
         return await handler(request)
+
+
+def _logger(on_malformed: Callable[[str], None]) -> logging.Logger:
+    """Make what the server logs to: bytes that are no request are a stranger's fault, not ours."""
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, BadHttpMessage):
+            return True
+        on_malformed(" ".join(error.message.split()))
+        return False
+
+    logger = logging.Logger("aiohttp.server")  # noqa: LOG001 - each server has a filter of its own
+    logger.parent = logging.getLogger("aiohttp")
+    logger.addFilter(is_ours)
+    return logger
 
 
 class _TurnedAway(asyncio.Protocol):

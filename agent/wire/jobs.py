@@ -31,6 +31,8 @@ BINARY_TYPE = "application/octet-stream"
 IMAGE_TYPES = ("image/jpeg", "image/png")
 IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 ID_NEAR_START = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._:-]{1,128})"')
+# What is looked through for no more than an id; beyond, only its beginning is.
+MOST_BYTES_DECODED = 1024 * 1024
 MAX_DEADLINE_MS = 31 * 24 * 3600 * 1000
 # What stands behind a figure of energy, by whether a meter does.
 ENERGY_SOURCES = {None: None, True: "measured", False: "modelled"}
@@ -111,8 +113,9 @@ def decode_job(
         else:
             header, raw = _split(message)
             request = _decode_header(header)
-            job_id = _checked_id(request.id) or _checked_id(message.properties.get("id"))
-            parameters = _convert(request.parameters or {}, strict=True)
+            job_id = _checked_id(oip.decode_id(request.id))
+            job_id = job_id or _checked_id(message.properties.get("id"))
+            parameters = _convert(oip.decode_parameters(request.parameters), strict=True)
             inputs = oip.take_tensors(request.inputs, raw)
             names = tuple(output.name for output in request.outputs or ())
             binary = _binary_outputs(request.outputs or (), default=parameters.binary_data_output)
@@ -215,6 +218,8 @@ def _id_of_oversize(payload: bytes) -> str | None:
 
 def _id_of_malformed(header: bytes) -> str | None:
     # The standard library takes NaN and Infinity, which are no JSON: the id stands beside them.
+    if len(header) > MOST_BYTES_DECODED:
+        return _id_of_oversize(header)
     try:
         body = json.loads(header)
         return _checked_id(body.get("id")) if isinstance(body, dict) else None
@@ -241,19 +246,13 @@ def _split(message: Message) -> tuple[bytes, memoryview]:
 
 
 def _image_parameters(properties: Mapping[str, str]) -> JobParameters:
-    known = {field.name for field in msgspec.structs.fields(JobParameters)}
+    known = JobParameters.__struct_fields__
     return _convert({k: v for k, v in properties.items() if k in known}, strict=False)
 
 
 def _binary_outputs(wanted: Sequence[oip.RequestedOutput], *, default: bool) -> BinaryOutputs:
     """Tell which outputs are wanted as raw bytes; what an output says of itself goes first."""
-    binary = []
-    for output in wanted:
-        said = (output.parameters or {}).get("binary_data", default)
-        if not isinstance(said, bool):
-            raise bad_request(f"output '{output.name}': binary_data must be true or false")
-        if said:
-            binary.append(output.name)
+    binary = [output.name for output in wanted if output.is_binary(default=default)]
     return default if not wanted else len(binary) == len(wanted) or tuple(binary)
 
 

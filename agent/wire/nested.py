@@ -20,14 +20,17 @@ from agent.wire.tensors import bad_request
 
 B64 = "b64"
 MOST_RANK = 32  # of strings; numbers may have as many dimensions as numpy takes
+# Of a body that is decoded into objects, each of which takes twenty times its text.
+MOST_VALUES, MOST_CONTAINERS, MOST_STRINGS = 3_000_000, 500_000, 500_000
 
 
 def decode(body: bytes) -> Any:
     """Decode a body; NaN and infinite numbers may stand in it, which JSON does not know.
 
     Raises:
-        JobError: (bad_request) it is no JSON.
+        JobError: (bad_request) it is no JSON, or holds more than can be taken.
     """
+    check_count(body)
     try:
         return msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -36,6 +39,22 @@ def decode(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise bad_request(f"not JSON: {error}") from None
+
+
+def check_count(body: bytes) -> None:
+    """Refuse a JSON body that would be too many objects, before it is decoded into them.
+
+    Raises:
+        JobError: (bad_request) it holds more values, arrays and objects, or strings, than these.
+    """
+    # Escaped quotes are none of a string's two; its first is never escaped.
+    for what, count, most in (
+        ("values", body.count(b","), MOST_VALUES),
+        ("arrays and objects", body.count(b"[") + body.count(b"{"), MOST_CONTAINERS),
+        ("strings", (body.count(b'"') - body.count(b'\\"')) // 2, MOST_STRINGS),
+    ):
+        if count > most:
+            raise bad_request(f"it holds more than {most} {what}")
 
 
 def to_nested(tensor: Tensor) -> Any:
@@ -83,9 +102,9 @@ def from_nested(name: str, values: Any, datatype: str | None) -> Tensor:
 
 
 def _typed(name: str, array: npt.NDArray[Any], datatype: str | None) -> npt.NDArray[Any]:
-    if datatype is None:
-        return array.astype(np.float32) if array.dtype.kind == "f" else array
-    dtype = tensors.NUMPY_DTYPES[datatype]
+    if datatype is None and array.dtype.kind != "f":
+        return array
+    dtype = tensors.NUMPY_DTYPES[datatype or "FP32"]
     with np.errstate(over="ignore", invalid="ignore"):
         typed = array.astype(dtype)
     if dtype.kind != "f" and not np.array_equal(typed, array):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,9 +37,15 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 }
 DATATYPES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 
+# Numbers of JSON are read so many bytes at a time: as objects they take ten times their text.
+PIECE_BYTES = 256 * 1024
 _FLOATS = msgspec.json.Decoder(list[float])
 _INTEGERS = msgspec.json.Decoder(list[int])
-_STRINGS = msgspec.json.Decoder(list[str])
+_SWITCHES = msgspec.json.Decoder(list[bool | int])
+# What is left of nested arrays without it is their structure.
+_NO_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS_OUT = bytes.maketrans(b"[]", b"  ")
 
 
 def bad_request(message: str) -> JobError:
@@ -53,7 +61,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: bytes) -> 
     """
     count = _element_count(name, datatype, shape)
     if datatype == BYTES:
-        found = sum(1 for _ in split_elements(name, data))
+        found = len(split_elements(name, data, count + 1))
         if found != count:
             raise bad_request(
                 f"input '{name}': shape {list(shape)} wants {count} BYTES elements, got {found}"
@@ -78,16 +86,20 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Te
     """
     count = _element_count(name, datatype, shape)
     try:
-        values = _parse(name, datatype, shape, data)
+        if datatype == BYTES:
+            texts = _strings(name, shape, count, data)
+            found, packed = len(texts), pack_elements(texts)
+        else:
+            pieces = _numbers(name, datatype, shape, data)
+            packed = b"".join(pieces)
+            found = len(packed) // DATATYPE_SIZES[datatype]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"input '{name}': data is no array of {datatype}: {error}") from None
-    if len(values) != count:
+    if found != count:
         raise bad_request(
-            f"input '{name}': shape {list(shape)} wants {count} elements, got {len(values)}"
+            f"input '{name}': shape {list(shape)} wants {count} elements, got {found}"
         )
-    if datatype == BYTES:
-        return Tensor(name, datatype, tuple(shape), pack_elements([str(v) for v in values]))
-    return Tensor(name, datatype, tuple(shape), _pack_numbers(name, datatype, values))
+    return Tensor(name, datatype, tuple(shape), packed)
 
 
 def base64_from_json(tensor: Tensor) -> Tensor:
@@ -155,15 +167,15 @@ def pack_elements(values: Sequence[str | bytes]) -> bytes:
     return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)
 
 
-def split_elements(name: str, data: bytes) -> list[bytes]:
-    """Split BYTES data into its elements.
+def split_elements(name: str, data: bytes, most: int | None = None) -> list[bytes]:
+    """Split BYTES data into its elements, or into the first `most` of them.
 
     Raises:
         JobError: (bad_request) the data are cut off.
     """
-    elements = []
+    elements: list[bytes] = []
     position = 0
-    while position < len(data):
+    while position < len(data) and len(elements) != most:
         end = position + 4 + int.from_bytes(data[position : position + 4], "little")
         if position + 4 > len(data) or end > len(data):
             raise bad_request(f"input '{name}': BYTES data is cut off")
@@ -185,48 +197,84 @@ def _element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
-def _parse(name: str, datatype: str, shape: Sequence[int], data: bytes) -> list[Any]:
-    decoder: msgspec.json.Decoder[Any]
-    if datatype == BYTES:
-        decoder = _STRINGS
-    elif datatype.startswith("FP"):
+def _numbers(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Iterator[bytes]:
+    """Give the packed numbers of a flat array, or of nested ones of this shape, in pieces."""
+    decoder: msgspec.json.Decoder[Any] = _INTEGERS
+    if datatype.startswith("FP"):
         decoder = _FLOATS
     elif datatype == "BOOL":
-        return _flatten(name, shape, msgspec.json.decode(data))
-    else:
-        decoder = _INTEGERS
-    try:
-        values: list[Any] = decoder.decode(data)
-    except msgspec.ValidationError:
-        flat = _flatten(name, shape, msgspec.json.decode(data))
-        values = decoder.decode(msgspec.json.encode(flat))
-    return values
+        decoder = _SWITCHES
+    text = data.strip()
+    if not text.startswith(b"["):
+        text = b"[" + text + b"]"  # a single number
+    elif text[1:].lstrip().startswith(b"["):
+        if text.translate(None, _NO_STRUCTURE) != _structure(shape, len(text)):
+            raise _no_match(name, shape)
+        if 0 in shape:
+            return
+        text = b"[" + text.translate(_BRACKETS_OUT) + b"]"
+    start, end = 1, len(text) - 1
+    while start < end:
+        comma = text.find(b",", start + PIECE_BYTES, end)
+        stop = end if comma < 0 else comma
+        values = decoder.decode(b"[" + text[start:stop] + b"]")
+        yield _pack_numbers(name, datatype, values)
+        start = stop + 1
 
 
-def _flatten(name: str, shape: Sequence[int], nested: Any) -> list[Any]:
-    values = nested if isinstance(nested, list) else [nested]
-    if not any(isinstance(value, list) for value in values):
-        return values
-    for depth, length in enumerate(shape[1:], start=1):
-        if not all(isinstance(value, list) and len(value) == length for value in values):
-            raise bad_request(
-                f"input '{name}': nested data do not match shape {list(shape)} in dimension {depth}"
-            )
-        values = [element for value in values for element in value]
-    return values
+def _structure(shape: Sequence[int], most: int) -> bytes:
+    """Give the brackets and commas of nested arrays of this shape; nothing beyond `most` bytes."""
+    inner = b""
+    for length in reversed(shape):
+        if (len(inner) + 1) * length > most:
+            return b""
+        inner = b"[" + (inner + b",") * (length - 1) + (inner if length else b"") + b"]"
+    return inner
+
+
+def _strings(name: str, shape: Sequence[int], count: int, data: bytes) -> list[str]:
+    """Give the strings of a flat array, or of nested ones of this shape."""
+    # Each has two quotes, of which the first has no backslash before it; escaped ones don't count.
+    if data.count(b'"') - data.count(b'\\"') > 2 * count:
+        raise bad_request(f"input '{name}': shape {list(shape)} wants {count} elements, got more")
+    text = data.strip()
+    if not text.startswith(b"["):
+        text = b"[" + text + b"]"  # a single string
+    elif text[1:].lstrip().startswith(b"["):
+        bare = _STRING.sub(b"", text).translate(None, _NO_STRUCTURE)
+        if bare != _structure(shape, len(text)):
+            raise _no_match(name, shape)
+        nested: list[Any] = _nested_strings(len(shape)).decode(text)
+        for _ in shape[1:]:
+            nested = [element for row in nested for element in row]
+        return nested
+    strings: list[str] = _nested_strings(1).decode(text)
+    return strings
+
+
+@functools.cache
+def _nested_strings(rank: int) -> msgspec.json.Decoder[Any]:
+    kind: Any = str
+    for _ in range(rank):
+        kind = list[kind]
+    return msgspec.json.Decoder(kind)
+
+
+def _no_match(name: str, shape: Sequence[int]) -> JobError:
+    return bad_request(f"input '{name}': nested data do not match shape {list(shape)}")
 
 
 def _pack_numbers(name: str, datatype: str, values: list[Any]) -> bytes:
     dtype = NUMPY_DTYPES[datatype]
-    if datatype == "BOOL":
-        if not all(value in (0, 1) and isinstance(value, int) for value in values):
-            raise bad_request(f"input '{name}': BOOL data must be true or false")
-        return np.array(values, dtype).tobytes()
     if datatype.startswith("FP"):
         with np.errstate(over="ignore"):
             array = np.array(values, np.float64).astype(dtype)
         _check_finite(name, array)
         return array.tobytes()
+    if datatype == "BOOL":
+        if values and not 0 <= min(values) <= max(values) <= 1:
+            raise bad_request(f"input '{name}': BOOL data must be true or false")
+        return np.array(values, dtype).tobytes()
     limits = np.iinfo(dtype)
     if values and not (limits.min <= min(values) and max(values) <= limits.max):
         raise bad_request(

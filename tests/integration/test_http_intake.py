@@ -359,3 +359,13 @@ async def test_bodies_under_way_are_bounded_together(serve, configure, digits, u
     writer.close()
     await until(lambda: not serving.daemon.inference._bodies._held)
     assert (await serving.post(INFER, digits.request("j1"))).status == 200
+
+
+async def test_what_is_no_http_is_counted_as_a_bad_message(serving):
+    host, _, port = serving.daemon.web.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v2 HTTP/1.1\r\n: nameless\r\n\r\n")
+    assert b" 400 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    assert await serving.metric("edgewise_bad_messages_total", reason="bad_request") == 1

@@ -74,3 +74,18 @@ async def test_headers_are_bounded(serve_bare):
     where = await serve_bare()
     many = b"".join(b"X-%d: 1\r\n" % number for number in range(1000))
     assert b" 400 " in (await said_to(where, b"GET / HTTP/1.1\r\n" + many)).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"GET / HTTP/1.1\r\n: x\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"a" * 10_000 + b"\r\n\r\n"],
+)
+async def test_what_is_no_http_is_told_of_in_a_line_and_not_in_a_traceback(
+    serve_bare, caplog, head
+):
+    told = []
+    where = await serve_bare(on_malformed=told.append)
+    assert (await said_to(where, head)).split(b" ")[1] == b"400"
+    assert len(told) == 1
+    assert "\n" not in told[0]
+    assert not caplog.records

@@ -162,6 +162,13 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(size):
     assert "the limit is 3600" in error.message
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_too_many_rows_or_columns_are_refused_though_their_pixels_are_few(size):
+    error = refusal(png_of_size(*size))
+    assert error.code is ErrorCode.TOO_LARGE
+    assert "65535 in a row" in error.message
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_a_truncated_image_is_a_bad_request(form, kept):
@@ -214,3 +221,32 @@ def test_any_bytes_are_an_array_or_a_jobs_error(encoded, fit):
         assert prepared.shape == (1, 4, 5, 3)
         assert np.isfinite(prepared).all()
     assert code in (None, ErrorCode.BAD_REQUEST, ErrorCode.TOO_LARGE)
+
+
+def test_a_jpeg_of_a_hundred_scans_is_refused_before_it_is_decoded():
+    progressive = encode(Image.new("RGB", (16, 16)), "JPEG", progressive=True)
+    assert prepare(progressive, 8, 8, 3).shape == (1, 8, 8, 3)
+    scan = progressive.rindex(images.START_OF_SCAN)
+    error = refusal(progressive[:scan] + progressive[scan:-2] * images.MOST_SCANS, 3)
+    assert error.code is ErrorCode.BAD_REQUEST
+    assert "scans" in error.message
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "1"])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("fit", ["stretch", "crop", "letterbox"])
+def test_an_image_that_is_converted_in_strips_looks_the_same(monkeypatch, mode, orientation, fit):
+    y, x = np.mgrid[0:88, 0:144]
+    waves = np.stack([np.sin(x / 20) * 100 + 120, y * 2.5, x * 1.5, 55 + y * 2], axis=2)
+    image = Image.fromarray(waves.astype(np.uint8), "RGBA")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    encoded = encode(image, exif=exif)
+    whole = prepare(encoded, 7, 10, 3, fit=fit)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 500)
+    assert prepare(encoded, 7, 10, 3, fit=fit) == pytest.approx(whole, abs=12)
+    assert prepare(encoded, 88, 144, 3, fit=fit).shape == (1, 88, 144, 3)

@@ -201,3 +201,26 @@ def test_any_bytes_survive_the_nested_form(array):
     tensor = Tensor("x", BYTES, array.shape, data)
     values = json.loads(msgspec.json.encode(nested.to_nested(tensor)))
     assert nested.from_nested("x", values, BYTES) == tensor
+
+
+@pytest.mark.parametrize("name", ["\\ud800", "a" * 257])
+def test_an_output_whose_name_no_answer_can_hold_is_an_error(speak, name):
+    body = b'{"outputs": {"%s": [1]}}' % name.encode()
+    protocol, job = speak(PAIR)
+    with pytest.raises(JobError, match="names that are none"):
+        protocol.decode(job, None, says(body))
+
+
+@pytest.mark.parametrize(
+    ("piece", "what"),
+    [
+        (b"1,", "3000000 values"),
+        (b"[],", "500000 arrays and objects"),
+        (b"{},", "500000 arrays and objects"),
+        (b'"\\"",', "500000 strings"),
+    ],
+)
+def test_a_response_of_too_many_values_is_refused_before_it_is_decoded(piece, what):
+    most = int(what.split()[0])
+    with pytest.raises(JobError, match=what):
+        nested.decode(b"[" + piece * (most + 1) + b"0]")

@@ -31,7 +31,11 @@ def test_a_date_counts_from_the_responses_own():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0", "-5", "1.5", "soon", "9" * 40, "٣", AT_NOON, "Tue, 99 Nov 2023 22:14:50 GMT", "\x00"],
+    [
+        *("", "0", "-5", "1.5", "soon", "9" * 40, "٣", AT_NOON, "\x00"),
+        "Tue, 99 Nov 2023 22:14:50 GMT",
+        "Wed, 21 Oct 20267777777777777777 07:28:00 GMT",
+    ],
 )
 def test_what_is_past_or_no_such_thing_is_none(text):
     assert read(Retry_After=text) is None

@@ -70,9 +70,9 @@ def test_a_header_longer_than_the_payload_or_empty_is_a_bad_request(length):
         ([described(binary_data_size=4)], b"abc", "end after 3 of 4 bytes"),
         ([described(binary_data_size=4)], b"abcde", "1 bytes follow the last tensor"),
         ([described(binary_data_size=3)], b"abc", "is 4 bytes, got 3"),
-        ([described(binary_data_size=-1)], b"", "must be a whole number"),
-        ([described(binary_data_size=True)], b"a", "must be a whole number"),
-        ([described(binary_data_size="4")], b"abcd", "must be a whole number"),
+        ([described(binary_data_size=-1)], b"", "binary_data_size"),
+        ([described(binary_data_size=True)], b"a", "binary_data_size"),
+        ([described(binary_data_size="4")], b"abcd", "binary_data_size"),
         ([described(binary_data_size=10**30)], b"abcd", "end after 4"),
         ([described()], b"", "no data"),
         ([{**described(), "data": [1, 2, 3, 4]}], b"!", "1 bytes follow the last tensor"),
@@ -102,7 +102,6 @@ def test_json_and_binary_tensors_may_stand_in_one_request():
         b'{"inputs": [{"name": "a", "shape": [-1], "datatype": "FP32", "data": []}]}',
         b'{"inputs": [{"name": "a", "shape": [2147483648], "datatype": "FP32", "data": []}]}',
         b'{"inputs": [{"name": "a", "shape": [1.5], "datatype": "FP32", "data": []}]}',
-        b'{"inputs": [], "parameters": []}',
         b"\xff\xfe",
         b'{"inputs": ' + b"[" * 100_000,
     ],
@@ -125,3 +124,41 @@ def test_a_response_of_any_bytes_is_tensors_or_a_bad_request(body, length):
     except JobError as error:
         code = error.code
     assert code is ErrorCode.BAD_REQUEST
+
+
+@pytest.mark.parametrize("head", [b'{"a": 1}', b' {"a": [{}, "}"]}\n'])
+@pytest.mark.parametrize("raw", [b"\0", b" \n{}", b"}", b'"'])
+def test_raw_bytes_may_look_like_anything(head, raw):
+    found, behind = oip.split(head + raw, None)
+    assert found.strip() == head.strip()
+    assert bytes(behind).endswith(raw.lstrip()) or raw.isspace()
+
+
+def test_what_may_be_of_any_type_is_bounded_before_it_is_decoded():
+    request = oip.decode_request(
+        b'{"inputs": [], "id": [%s], "parameters": {"a": [%s]}}'
+        % (b",".join([b"[]"] * oip.MAX_ID_BYTES), b",".join([b"{}"] * oip.MAX_PARAMETERS_BYTES))
+    )
+    with pytest.raises(JobError, match="the id has more than"):
+        oip.decode_id(request.id)
+    with pytest.raises(JobError, match="the parameters have more than"):
+        oip.decode_parameters(request.parameters)
+
+
+def test_parameters_are_an_object():
+    with pytest.raises(JobError, match="not a valid object of parameters"):
+        oip.decode_parameters(oip.decode_request(b'{"inputs": [], "parameters": []}').parameters)
+
+
+@pytest.mark.parametrize("count", [2, 256])
+def test_the_strings_of_all_tensors_are_bounded_together(count):
+    share = oip.MAX_STRINGS // count + 1
+    entry = {"name": "a", "shape": [share], "datatype": "BYTES", "data": []}
+    with pytest.raises(JobError, match="elements of BYTES"):
+        take([entry] * count)
+
+
+def test_more_outputs_than_a_response_may_have_can_not_be_asked_for():
+    body = json.dumps({"inputs": [], "outputs": [{"name": "y"}] * (oip.MAX_TENSORS + 1)})
+    with pytest.raises(JobError, match="more than 256 outputs"):
+        oip.decode_request(body.encode())

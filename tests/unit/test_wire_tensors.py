@@ -17,7 +17,7 @@ NUMBERS = sorted(DATATYPE_SIZES)
 UNTAKEABLE = [
     ("FP32", [2], "[1.0]", "wants 2 elements, got 1"),
     ("FP32", [2, 2], "[[1,2],[3]]", "nested data do not match"),
-    ("FP32", [2], "[[1,2]]", "no array of FP32"),
+    ("FP32", [2], "[[1,2]]", "nested data do not match"),
     ("FP32", [1], '["1"]', "no array of FP32"),
     ("FP32", [1], "[NaN]", "no array of FP32"),
     ("FP32", [1], "[Infinity]", "no array of FP32"),
@@ -32,14 +32,14 @@ UNTAKEABLE = [
     ("INT32", [1], "[1.5]", "no array of INT32"),
     ("INT32", [1], "[true]", "no array of INT32"),
     ("BOOL", [1], "[2]", "true or false"),
-    ("BOOL", [1], '["true"]', "true or false"),
-    ("BOOL", [1], "[0.0]", "true or false"),
+    ("BOOL", [1], '["true"]', "no array of BOOL"),
+    ("BOOL", [1], "[0.0]", "no array of BOOL"),
     ("BYTES", [1], "[1]", "no array of BYTES"),
     ("FP128", [1], "[1]", "unknown datatype 'FP128'"),
     ("fp32", [1], "[1]", "unknown datatype 'fp32'"),
     ("FP32", [1] * 17, "[1]", "more than 16 dimensions"),
     ("FP32", [0, 2**31 - 1, 2**31 - 1, 2**31 - 1], "[]", "too large"),
-    ("FP32", [1], "[" * 100_000, "no array of FP32"),
+    ("FP32", [1], "[" * 100_000, "nested data do not match"),
 ]
 
 
@@ -144,3 +144,36 @@ def test_any_bytes_make_a_tensor_or_a_bad_request(datatype, shape, data):
         assert taken.shape == tuple(shape)
         if datatype != "BYTES":
             assert tensors.to_array(taken).shape == tuple(shape)
+
+
+def test_strings_that_are_no_utf8_are_a_bad_request():
+    with pytest.raises(JobError, match="no array of BYTES") as caught:
+        tensors.from_json("x", "BYTES", [1], b'["\xe9"]')
+    assert caught.value.code is ErrorCode.BAD_REQUEST
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT16", "BOOL"])
+@pytest.mark.parametrize("shape", [(7, 3), (21,), (0, 3), (3, 0), (1, 1, 1)])
+def test_numbers_are_the_same_in_pieces_of_any_size(monkeypatch, datatype, shape):
+    values = (np.arange(np.prod(shape)) % 2).astype(tensors.NUMPY_DTYPES[datatype])
+    nested = json.dumps(values.reshape(shape).tolist(), indent=1).encode()
+    for size in (1, 2, 7, 1000):
+        monkeypatch.setattr(tensors, "PIECE_BYTES", size)
+        assert tensors.from_json("x", datatype, shape, nested).data == values.tobytes()
+        with pytest.raises(JobError):
+            tensors.from_json("x", datatype, shape, nested.replace(b"]", b", {}]", 1))
+
+
+def test_nested_strings_may_hold_what_structure_is_made_of():
+    rows = [['["', "],["], ["\\", '\\"']]
+    tensor = tensors.from_json("x", "BYTES", [2, 2], json.dumps(rows).encode())
+    assert tensors.split_elements("x", tensor.data) == [
+        text.encode() for row in rows for text in row
+    ]
+    with pytest.raises(JobError, match="nested data do not match"):
+        tensors.from_json("x", "BYTES", [2, 2], b'[["a"], ["b"], ["c", "d"]]')
+
+
+def test_more_strings_than_the_shape_says_are_refused_before_they_are_decoded():
+    with pytest.raises(JobError, match="wants 2 elements, got more"):
+        tensors.from_json("x", "BYTES", [2], b'["a", "b", "c"]')

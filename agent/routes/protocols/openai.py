@@ -20,7 +20,7 @@ from agent.config import CloudModel
 from agent.job import BYTES, ErrorCode, Job, JobError, Tensor
 from agent.routes.protocols.interface import Port, Request, Response, Result, Tokens
 from agent.routes.protocols.sse import EventStream
-from agent.wire import tensors
+from agent.wire import nested, tensors
 from agent.wire.tensors import bad_request
 
 MESSAGES = "messages"
@@ -158,6 +158,7 @@ class OpenAi:
 
     def decode(self, job: Job, request: Request, response: Response) -> Result:
         """Read a response; see `Protocol`."""
+        nested.check_count(response.body)
         try:
             if self._models[job.model].task == "embeddings":
                 return _embeddings(job, request, _EMBEDDINGS.decode(response.body))

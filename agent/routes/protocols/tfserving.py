@@ -15,7 +15,7 @@ from agent.config import CloudModel
 from agent.job import BYTES, ErrorCode, Job, JobError, Tensor
 from agent.routes.protocols import ports
 from agent.routes.protocols.interface import Port, Request, Response, Result
-from agent.wire import nested, tensors
+from agent.wire import nested, oip, tensors
 
 DEFAULT_SIGNATURE = "serving_default"
 # What a model's only output is called where the server does not tell.
@@ -189,6 +189,8 @@ class TensorFlowServing:
         if not isinstance(values, dict) or nested.B64 in values:
             name = OUTPUT if known is None or len(known) != 1 else known[0].name
             values = {name: values}
+        if len(values) > oip.MAX_TENSORS or not all(_is_name(name) for name in values):
+            raise JobError(ErrorCode.BAD_REQUEST, "it has too many outputs, or names that are none")
         datatypes = {port.name: port.datatype for port in known or ()}
         return Result(
             tuple(
@@ -209,6 +211,11 @@ class TensorFlowServing:
 
     def _metadata_path(self, model: str) -> str:
         return f"{self._path(model)}/metadata"
+
+
+def _is_name(name: str) -> bool:
+    """Tell whether a name can go into an answer: Python's JSON takes half a character."""
+    return len(name) <= oip.MAX_NAME and name.encode("utf-8", "ignore").decode() == name
 
 
 def _rows(inputs: tuple[Tensor, ...]) -> int | None:

@@ -44,15 +44,19 @@ def decode(body: bytes, headers: Mapping[str, str]) -> tuple[oip.InferRequest, t
     length = headers.get(oip.HEADER_LENGTH_HTTP, "")
     header, raw = oip.split(body, int(length) if length.isdecimal() else None)
     asked = oip.decode_request(header)
+    oip.decode_id(asked.id)
+    oip.decode_parameters(asked.parameters)
     return asked, oip.take_tensors(asked.inputs, raw)
 
 
 def answer(model: str, asked: oip.InferRequest, outputs: Arrays) -> Response:
     """Encode the outputs that were asked for, each in the form that was asked for."""
-    wanted = {output.name: output.parameters or {} for output in asked.outputs or ()}
-    usual = (asked.parameters or {}).get("binary_data_output", False)
+    wanted = {output.name: output for output in asked.outputs or ()}
+    usual = oip.decode_parameters(asked.parameters).get("binary_data_output") is True
     binary = tuple(
-        name for name in outputs if wanted.get(name, {}).get("binary_data", usual) is True
+        name
+        for name in outputs
+        if (wanted[name].is_binary(default=usual) if name in wanted else usual)
     )
     results = [
         tensors.from_array(name, array)
@@ -60,8 +64,9 @@ def answer(model: str, asked: oip.InferRequest, outputs: Arrays) -> Response:
         if not wanted or name in wanted
     ]
     head: dict[str, Any] = {"model_name": model}
-    if asked.id is not None:
-        head["id"] = asked.id
+    job_id = oip.decode_id(asked.id)
+    if job_id is not None:
+        head["id"] = job_id
     body, header_length = oip.encode(head, "outputs", results, binary=binary)
     if header_length is None:
         return Response(body, media_type="application/json")
