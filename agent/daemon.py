@@ -147,7 +147,7 @@ class Daemon:
             host,
             port,
             (
-                *Health(self.metrics.registry, self.not_ready).routes(),
+                *Health(self.metrics.registry, self.not_ready, self._denied).routes(),
                 *self.inference.routes(),
                 *self.live.routes(),
                 *Description().routes(),
@@ -186,6 +186,10 @@ class Daemon:
         pool = None if self.pool is None else self.pool.trouble
         return self.unavailable() or self.gateway.trouble or pool or self._refused()
 
+    def _denied(self) -> list[str]:
+        """Tell which endpoints refuse our credentials: jobs may have other ways."""
+        return [cloud.denied for cloud in self.clouds if cloud.denied is not None]
+
     def _refused(self) -> str | None:
         refused = self.local.refused.values()
         return "models: " + "; ".join(refused) if refused else None
@@ -197,11 +201,11 @@ class Daemon:
             if (reachable := self.watch.reachable(endpoint)) is not None:
                 known["reachable"] = reachable
         for cloud in self.clouds:
-            circuit = cloud.circuit
             known = state["endpoints"][cloud.endpoint]
-            known["circuit"] = "open" if circuit.is_open else "closed"
-            if circuit.last_failure is not None:
-                known["last_failure"] = circuit.last_failure
+            known["circuit"] = "closed" if cloud.left_alone is None else "open"
+            last_failure = cloud.left_alone or cloud.circuit.last_failure
+            if last_failure is not None:
+                known["last_failure"] = last_failure
         state["paused"] = self.lifecycle.paused
         state["jobs"] = {"unfinished": self.lifecycle.unfinished, "stored": self.store.counts}
         for model, loaded in self.local.loaded.items():
@@ -383,7 +387,7 @@ class Daemon:
     def _status_line(self) -> str:
         return status_line(
             (self.local, *self.clouds),
-            {cloud.name for cloud in self.clouds if cloud.circuit.is_open},
+            {cloud.name for cloud in self.clouds if cloud.left_alone is not None},
             self.store.counts,
             self.not_ready(),
             paused=self.lifecycle.paused,

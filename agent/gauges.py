@@ -137,7 +137,7 @@ def add(metrics: Metrics, of: Observed, session: Session) -> None:
         "edgewise_endpoint_circuit_open",
         "1 while an endpoint is left alone after repeated failures.",
         ("endpoint",),
-        lambda: [((cloud.endpoint,), float(cloud.circuit.is_open)) for cloud in of.clouds],
+        lambda: [((cloud.endpoint,), float(cloud.left_alone is not None)) for cloud in of.clouds],
     )
     gauge(
         "edgewise_endpoint_reachable",

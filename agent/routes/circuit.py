@@ -20,9 +20,15 @@ class Circuit:
     to be left alone (Retry-After) is, from the first time on.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Set up a closed circuit. `clock` gives monotonic seconds."""
+    def __init__(self, clock: Callable[[], float], pause_last_s: float = PAUSE_LAST_S) -> None:
+        """Set up a closed circuit.
+
+        Args:
+            clock: Monotonic seconds.
+            pause_last_s: The longest between two trials.
+        """
         self._clock = clock
+        self._pause_last_s = pause_last_s
         self._failures = 0
         self._slow = 0  # of these, answers that came in time, but late for this endpoint
         self._pause_s = PAUSE_FIRST_S
@@ -106,6 +112,6 @@ class Circuit:
             self._asked_until = self._clock() + min(retry_after_s, ASKED_MOST_S)
         if self.is_open:
             if self._trying:
-                self._pause_s = min(self._pause_s * 2, PAUSE_LAST_S)
+                self._pause_s = min(self._pause_s * 2, self._pause_last_s)
             self._trial_at = max(self._asked_until, self._clock() + self._pause_s)
         self._trying = False

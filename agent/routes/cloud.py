@@ -18,6 +18,7 @@ from agent.routes.circuit import Circuit
 from agent.routes.compression import CODERS, Compression
 from agent.routes.connections import Connections, Traffic
 from agent.routes.delivery import Delivery
+from agent.routes.denials import DENIED, Denials
 from agent.routes.introduction import Introduction
 from agent.routes.pace import Pace
 from agent.routes.probe import Prober
@@ -45,6 +46,10 @@ Label = Callable[[str, tuple[Tensor, ...]], tuple[tuple[Tensor, ...], float | No
 
 class _RefusedError(JobError):
     """The endpoint is there, and refuses this request."""
+
+
+class _DeniedError(_RefusedError):
+    """The same, for the credentials that it was shown."""
 
 
 def _unknown() -> None:
@@ -109,6 +114,7 @@ class CloudRoute:
         self._connections = Connections(
             name, endpoint, max_response_bytes=max_response_bytes, clock=clock
         )
+        self._denials = Denials(name, self._connections.shown, clock)
         self._delivery = Delivery(
             self._connections,
             self._protocol,
@@ -162,7 +168,18 @@ class CloudRoute:
     def closed_for(self, job: Job) -> JobError | None:
         """Tell why this endpoint can't take the job now, or None."""
         is_served = self.serves(job.model)
-        return closed_for(self.endpoint, self.circuit, job, is_served=is_served)
+        circuit = self._denials.open_for(job.model) or self.circuit
+        return closed_for(self.endpoint, circuit, job, is_served=is_served)
+
+    @property
+    def left_alone(self) -> str | None:
+        """Why it is left alone after repeated failures, be it by jobs of one model; or None."""
+        return self.circuit.last_failure if self.circuit.is_open else self._denials.reason
+
+    @property
+    def denied(self) -> str | None:
+        """What it says where it refuses our credentials, or None."""
+        return self._denials.reason
 
     def price(self, job: Job) -> float:
         """What the request costs if nothing comes back; see `Route`."""
@@ -176,7 +193,7 @@ class CloudRoute:
         streamed: Callable[[str], None] = unheard,
     ) -> Outcome:
         """Run the job at the endpoint; see `Route`."""
-        with self.circuit.attempt():
+        with self.circuit.attempt(), self._denials.attempt(job.model):
             return await self._run(job, timeout_s, started, streamed)
 
     async def probe(self) -> Probed:
@@ -266,6 +283,7 @@ class CloudRoute:
             self.circuit.fail(slow(self.endpoint, took_s), was_slow=True)
         else:
             self.circuit.succeed()
+        self._denials.admit(job.model)
         self._introduction.go_on()
         return self._outcome(traffic, result.tokens, outputs=outputs, confidence=confidence)
 
@@ -274,6 +292,10 @@ class CloudRoute:
         usual_s = self._pace.usual_s(job.model)
         if error.code is not ErrorCode.ENDPOINT_ERROR or isinstance(error, _RefusedError):
             self.circuit.succeed()
+            if isinstance(error, _DeniedError):
+                self._denials.deny(job.model, error.message)
+            else:
+                self._denials.admit(job.model)
         elif not late or was_fair(took_s, self._settings.timeout_s, usual_s):
             self.circuit.fail(error.message, retry_after_s=error.retry_after_s)
 
@@ -294,7 +316,7 @@ class CloudRoute:
                 ) from None
         # It may refuse one model, or our token, and be well; too many requests is its own trouble.
         refused = 400 <= status < 500 and status != HTTPStatus.TOO_MANY_REQUESTS  # noqa: PLR2004
-        kind = _RefusedError if refused else JobError
+        kind = _DeniedError if status in DENIED else _RefusedError if refused else JobError
         said = self._protocol.explain(response)[:MOST_SAID]
         raise kind(
             REFUSALS.get(status, ErrorCode.ENDPOINT_ERROR),

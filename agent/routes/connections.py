@@ -17,7 +17,7 @@ from agent.config import Endpoint
 from agent.job import ErrorCode, JobError
 from agent.routes import unheard
 from agent.routes.allowance import Allowance
-from agent.routes.credentials import credentials
+from agent.routes.credentials import Shown, credentials
 from agent.routes.protocols import Request, Response
 from agent.routes.requests import FAIR_TIME_S
 
@@ -96,6 +96,11 @@ class Connections:
         )
         return connector
 
+    def shown(self) -> Shown:
+        """Give the credentials as they are now, read again where they have changed."""
+        self.credentials.refresh()
+        return self.credentials.made
+
     async def stop(self) -> None:
         """Close them."""
         if self._session is not None:
@@ -124,7 +129,7 @@ class Connections:
             aiohttp.ClientError, OSError: No whole response came.
             TimeoutError: It did not come in time.
         """
-        self.credentials.refresh()
+        self.shown()
         self._resends.earn()
         ends_at = self._clock() + max(timeout_s, 0.001)
         url = URL(self._url + request.path, encoded=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -13,15 +13,22 @@ from agent.web.exposition import page
 class Health:
     """Serves /metrics, /healthz and /readyz."""
 
-    def __init__(self, registry: CollectorRegistry, not_ready: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        not_ready: Callable[[], str | None],
+        notes: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         """Set it up.
 
         Args:
             registry: The metrics.
             not_ready: Gives the reason why the daemon is not ready, or None.
+            notes: Gives what is wrong all the same.
         """
         self._registry = registry
         self._not_ready = not_ready
+        self._notes = notes
 
     def routes(self) -> list[web.RouteDef]:
         """Give what it serves."""
@@ -41,5 +48,5 @@ class Health:
     async def _readyz(self, _request: web.Request) -> web.Response:
         reason = self._not_ready()
         if reason is None:
-            return web.Response(text="ok\n")
+            return web.Response(text="".join(f"{line}\n" for line in ("ok", *self._notes())))
         return web.Response(status=503, text=f"{reason}\n")

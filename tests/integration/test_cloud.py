@@ -75,6 +75,33 @@ async def test_an_endpoint_gets_its_token_and_nothing_else_does(
     assert "s3cret-token" not in (await serving.get("/metrics"))[1]
 
 
+async def test_an_endpoint_that_refuses_our_token_is_left_alone_until_there_is_another(
+    serve, configure, program, digits, cloud, tmp_path
+):
+    secret = tmp_path / "token"
+    secret.write_text("wrong")
+    serving = await serve(
+        configure(cloud=cloud, endpoints={"lab": {"url": cloud.url, "token_file": "token"}})
+    )
+    cloud.token = "right-token"
+    for number in range(5):
+        await program.submit("digits", digits.job(f"denied-{number}", placement="prefer_cloud"))
+        answer = await program.answer(f"denied-{number}")
+        assert answer["parameters"]["route"] == "local"
+        assert answer["parameters"]["attempts"] == (2 if number < 3 else 1)
+    status, told, _ = await serving.get("/readyz")
+    assert (status, told.splitlines()[0]) == (200, "ok")
+    assert "endpoint 'lab' answered with status 401: who are you?" in told
+    metrics = (await serving.get("/metrics"))[1]
+    assert 'edgewise_endpoint_circuit_open{endpoint="lab"} 1.0' in metrics
+
+    secret.write_text("right-token")
+    while (await serving.get("/readyz"))[1] != "ok\n":  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.05)
+    await program.submit("digits", digits.job("let-in", placement="prefer_cloud"))
+    assert (await program.answer("let-in"))["parameters"]["route"] == "cloud"
+
+
 @pytest.mark.parametrize("trouble", TROUBLES)
 async def test_a_prefer_cloud_job_is_answered_here_within_its_deadline(
     serve, configure, program, digits, cloud, trouble

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from agent import config
+from agent.credentials import LOOK_EVERY_S
 from agent.job import ErrorCode
 from agent.routes.circuit import (
     ASKED_MOST_S,
@@ -16,6 +17,7 @@ from agent.routes.circuit import (
     Circuit,
 )
 from agent.routes.cloud import CloudRoute
+from agent.routes.denials import PAUSE_LAST_S as DENIED_PAUSE_LAST_S
 from agent.routes.protocols import Response
 
 
@@ -188,12 +190,12 @@ def test_an_earlier_request_that_ends_does_not_make_room_for_a_second_trial(circ
 class Endpoint:
     """A cloud route whose endpoint holds each request until it is told how that ends."""
 
-    def __init__(self, clock, monkeypatch):
+    def __init__(self, clock, monkeypatch, token_file=None):
         self.requests = asyncio.Queue()
         self.route = CloudRoute(
             "lab",
-            config.Endpoint(url="http://127.0.0.1:9"),
-            {"digits": config.Model(cloud=(config.CloudModel("lab"),))},
+            config.Endpoint(url="http://127.0.0.1:9", token_file=token_file),
+            dict.fromkeys(("digits", "words"), config.Model(cloud=(config.CloudModel("lab"),))),
             prepare=None,
             label=lambda model, outputs: (outputs, None),
             max_response_bytes=100,
@@ -265,3 +267,88 @@ async def test_a_model_that_the_endpoint_lacks_does_not_close_the_endpoint(
         ended.set_result(Response(404, {}, b'{"error": "no such model"}'))
         assert (await task).error.code is ErrorCode.ENDPOINT_ERROR
     assert endpoint.route.closed_for(make_job()) is None
+
+
+# Credentials that are refused.
+
+
+@pytest.fixture
+def token(tmp_path):
+    file = tmp_path / "token"
+    file.write_text("wrong")
+    return file
+
+
+@pytest.fixture
+def guarded(clock, monkeypatch, token):
+    """An endpoint that asks for a token."""
+    endpoint = Endpoint(clock, monkeypatch, str(token))
+    endpoint.route._connections.credentials.read()
+    return endpoint
+
+
+async def deny(endpoint, job, status=401):
+    task, ended = await endpoint.send(job)
+    ended.set_result(Response(status, {}, b'{"error": "who are you?"}'))
+    outcome = await task
+    assert outcome.error.code is ErrorCode.ENDPOINT_ERROR
+    assert outcome.retriable
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_an_endpoint_that_refuses_our_credentials_is_left_alone_for_that_model(
+    guarded, make_job, logged, status
+):
+    for _ in range(OPENS_AFTER - 1):
+        await deny(guarded, make_job(), status)
+    assert guarded.route.closed_for(make_job()) is None
+    await deny(guarded, make_job(), status)
+    closed = guarded.route.closed_for(make_job())
+    assert f"status {status}: who are you?" in closed.message
+    assert (closed.code, closed.is_last_resort) == (ErrorCode.ENDPOINT_ERROR, False)
+    assert guarded.route.left_alone == guarded.route.denied
+    assert guarded.route.closed_for(make_job(model="words")) is None
+    (told,) = [event for event in logged if event["event"] == "credentials_denied"]
+    assert (told["endpoint"], told["model"]) == ("lab", "digits")
+
+
+async def test_credentials_that_were_refused_are_tried_ever_more_seldom(
+    guarded, make_job, clock, logged
+):
+    for _ in range(OPENS_AFTER):
+        await deny(guarded, make_job())
+    pause_s = PAUSE_FIRST_S
+    for _ in range(8):
+        clock.advance(pause_s * 0.99)
+        assert not guarded.route.closed_for(make_job()).trial_is_due
+        clock.advance(pause_s * 0.02)
+        assert guarded.route.closed_for(make_job()).trial_is_due
+        await deny(guarded, make_job())
+        pause_s = min(2 * pause_s, DENIED_PAUSE_LAST_S)
+    clock.advance(pause_s)
+    task, ended = await guarded.send(make_job())
+    ended.set_result(Response(200, {}, b'{"outputs": []}'))
+    assert (await task).error is None
+    assert guarded.route.closed_for(make_job()) is None
+    assert guarded.route.left_alone is None
+    told = [event["event"] for event in logged]
+    assert (told.count("credentials_denied"), told.count("credentials_admitted")) == (1, 1)
+
+
+async def test_a_new_token_is_tried_at_once(guarded, make_job, clock, token):
+    for _ in range(OPENS_AFTER):
+        await deny(guarded, make_job())
+    token.write_text("right one")
+    clock.advance(LOOK_EVERY_S)
+    assert guarded.route.closed_for(make_job()) is None
+    assert guarded.route.left_alone is None
+
+
+async def test_an_answer_in_between_begins_the_count_of_refusals_again(guarded, make_job):
+    for _ in range(2):
+        for _ in range(OPENS_AFTER - 1):
+            await deny(guarded, make_job())
+        task, ended = await guarded.send(make_job())
+        ended.set_result(Response(404, {}, b"{}"))
+        await task
+    assert guarded.route.closed_for(make_job()) is None
