@@ -54,6 +54,13 @@ class Containers:
             *(f"--timestamp={EPOCH}", "--pull-never", folder),
         )
 
+    def content(self, image: str) -> str:
+        """Give the digests of an image's layers, and how it runs.
+
+        Its id would not do: Buildah puts a random host name into images of Docker's format.
+        """
+        return self.podman("image", "inspect", "--format={{json .RootFS}} {{json .Config}}", image)
+
     def run(self, image: str, name: str, *options: str) -> Running:
         """Start a container of an image."""
         self.podman("run", "--detach", f"--name={name}", *LIMITS, *options, image)
