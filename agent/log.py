@@ -77,6 +77,7 @@ def observe(events: Events) -> None:
 def _on_answered(event: Answered) -> None:
     account = event.answer.account
     error = event.answer.error
+    trace = event.job.trace
     log.info(
         "job_answered",
         job_id=event.job.id,
@@ -91,6 +92,7 @@ def _on_answered(event: Answered) -> None:
         total_ms=round(account.total_s * 1000, 3),
         error=None if error is None else error.code.value,
         detail=None if error is None else error.message[:300],
+        **({} if trace is None else {"trace_id": trace.trace_id}),
     )
 
 

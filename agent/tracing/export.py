@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import requests
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
@@ -80,7 +81,6 @@ class Export:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_S):
                 await done.wait()
-        self._sender.unlisten()
         left = self._given - self._sender.ended
         if left:
             self.losses.add(left, "the daemon stopped before the collector took them")
@@ -105,11 +105,7 @@ class _Sender(SpanExporter):
         logger = logging.getLogger("opentelemetry.exporter")
         logger.setLevel(logging.WARNING)
         logger.propagate = False
-        logger.addHandler(self._words)
-
-    def unlisten(self) -> None:
-        """Leave its logs alone again."""
-        logging.getLogger("opentelemetry.exporter").removeHandler(self._words)
+        logger.handlers = [self._words]
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch, within `TIMEOUT_S`."""
@@ -135,6 +131,9 @@ class _Sender(SpanExporter):
             self._exporter = None
         if self._exporter is None:
             shown = self._shown.made
+            session = requests.Session()
+            # What the environment says (REQUESTS_CA_BUNDLE, a .netrc) would go before what we say.
+            session.trust_env = False
             self._exporter = OTLPSpanExporter(
                 self._url,
                 certificate_file=shown.authority,
@@ -143,6 +142,7 @@ class _Sender(SpanExporter):
                 headers=shown.headers,
                 timeout=TIMEOUT_S,
                 compression=Compression.Gzip,
+                session=session,
             )
         return self._exporter
 

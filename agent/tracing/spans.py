@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 from opentelemetry.sdk.resources import Resource
@@ -268,10 +269,7 @@ class Spans:
 
 def _beside(trace: Trace) -> Trace:
     """Begin another span of the same parent."""
-    child = trace.child()
-    return Trace(
-        child.trace_id, child.span_id, trace.parent_id, trace.sampled, trace.state, trace.intake
-    )
+    return replace(trace.child(), parent_id=trace.parent_id)
 
 
 def _place(route: str | None) -> dict[str, Value]:

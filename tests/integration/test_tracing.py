@@ -5,6 +5,9 @@ The collector is a stand-in that reads OpenTelemetry's own messages: see `standi
 
 from __future__ import annotations
 
+import ssl
+
+from standins import serving
 from standins.collector import PARENT, STATE, TRACE, TRACED, header
 from structlog.testing import capture_logs
 
@@ -184,3 +187,18 @@ async def test_the_headers_file_is_shown_to_the_collector_and_read_again(
     # It says why spans are lost, but not what it was shown.
     assert "401" in next(line["reason"] for line in logged if line["event"] == "spans_lost")
     assert "Basic" not in str(logged)
+
+
+async def test_a_collector_is_known_by_its_authority_and_knows_us_by_a_certificate(
+    serve, configure, program, digits, collector, make_authority
+):
+    authority = make_authority("own")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.ca_file)
+    tls.load_cert_chain(authority.issue("127.0.0.1"))
+    tls.verify_mode = ssl.CERT_REQUIRED
+    async with serving(collector.application(), tls) as url:
+        tracing = {"endpoint": url, "ca_file": authority.ca_file}
+        await serve(configure(tracing={**tracing, "cert_file": authority.issue("edge")}))
+        await program.submit("digits", digits.job("safe"), User=TRACED)
+        (job,) = await collector.saw("job", "safe")
+    assert job.trace_id == TRACE

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent import log as logs
 from agent.events import Answered, BadMessage, Events, PolicyFailed
-from agent.job import Account, Answer, ErrorCode, JobError
+from agent.job import Account, Answer, ErrorCode, JobError, Trace
 from agent.wire import tensors
 
 
@@ -153,3 +153,12 @@ def test_any_text_makes_one_line_that_parses(lines, reason, detail, topic):
         logs.configure("info", "json")
     *_, line = lines.emit(BadMessage(reason, detail, topic))
     assert json.loads(line)["detail"] == detail[:300]
+
+
+def test_a_traced_jobs_line_has_the_traces_id(lines, make_job):
+    logs.configure("info", "json")
+    trace = Trace("1" * 32, "2" * 16, None, True, "", "mqtt")
+    (line,) = lines.emit(answered(make_job(trace=trace)))
+    assert json.loads(line)["trace_id"] == trace.trace_id
+    (line,) = lines.emit(answered(make_job()))
+    assert "trace_id" not in json.loads(line)
