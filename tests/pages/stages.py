@@ -117,6 +117,7 @@ STAGES = {
     "README.md": Stage(set_up=(broker,)),
     "docs/endpoints.md": Stage(set_up=(broker, text_model)),
     "docs/explain.md": Stage(set_up=(broker, a_job_whose_endpoint_failed)),
+    "docs/models.md": Stage(set_up=(broker,)),
     "docs/policies.md": Stage(in_clone=False),
     "docs/size-a-device.md": Stage(set_up=(broker, a_device)),
     "docs/tutorial.md": Stage(set_up=(broker,)),
