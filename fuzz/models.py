@@ -118,6 +118,7 @@ class Nursery:
         """Set it up: models of these numbers, so many processes at a time."""
         self._seed, self._runs, self._jobs = seed, runs, jobs
         self._bases = [(DATA / name).read_bytes() for name in BASES]
+        self._kept = [file.read_bytes() for file in sorted(CORPUS.glob("*.tflite"))]
         self._next = [number * runs // jobs for number in range(jobs + 1)]
         self._ends = self._next[1:]
         self._children: dict[int, _Child] = {}
@@ -162,7 +163,7 @@ class Nursery:
         counts = Counter[str]()
         for number in range(first, min(end, first + WORN_OUT_AFTER)):
             page[: PAGE.size] = PAGE.pack(number, counts[LOADED], counts[REFUSED], 0)
-            data = mutate(number, self._seed, self._bases)
+            data = self._model(number)
             os.ftruncate(file, 0)
             os.pwrite(file, data, 0)
             counts[probe(f"/proc/self/fd/{file}", worker)] += 1
@@ -170,6 +171,12 @@ class Nursery:
             os.closerange(file + 1, file + 16)
         page[: PAGE.size] = PAGE.pack(number + 1, counts[LOADED], counts[REFUSED], 1)
         os._exit(0)
+
+    def _model(self, number: int) -> bytes:
+        """Give a model: those that once killed a process first."""
+        if number < len(self._kept):
+            return self._kept[number]
+        return mutate(number, self._seed, self._bases)
 
     def _look_after(self, lane: int, child: _Child) -> None:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
