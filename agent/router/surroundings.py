@@ -102,7 +102,7 @@ class Surroundings:
         Routes that do not serve its model are left out.
         """
         device = self._sampler.device if device is None else device
-        routes = self._serving[job.model]
+        routes = self._serving.get(job.model, ())
         estimates = {route.name: self._estimate(job, route, device) for route in routes}
         costs = {route.name: price_of(job, route, estimates[route.name]) for route in routes}
 
@@ -121,7 +121,7 @@ class Surroundings:
         """Tell why the job can't go where its model is not served."""
         found = {}
         for route in self.routes.values():
-            if route not in self._serving[job.model]:
+            if route not in self._serving.get(job.model, ()):
                 reason = constraints.forbidden(job, route, 0.0) or route.closed_for(job)
                 if reason is not None:
                     found[route.name] = reason
@@ -192,7 +192,7 @@ class Surroundings:
         late = JobError(ErrorCode.NO_ROUTE, "it would leave the device no time to answer")
         return {
             route.name: late
-            for route in self._serving[job.model]
+            for route in self._serving.get(job.model, ())
             if route.kind == api.CLOUD
             and route.name not in tried
             and (self._estimate(job, route).latency_p95_s or 0.0) > rest_s

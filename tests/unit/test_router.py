@@ -6,7 +6,7 @@ import pytest
 
 from agent.config import CloudModel, Model
 from agent.events import Attempted, Decided, Retrying, Started
-from agent.job import ErrorCode, JobError, Placement
+from agent.job import ErrorCode, JobError, Outcome, Placement
 from agent.wire import tensors
 from policies.api import Plan, Why
 from policies.fixed import Cloud, Local, PreferCloud
@@ -165,6 +165,20 @@ async def test_a_decision_knows_only_routes_that_serve_the_model(build_router, m
     await built.run(make_job())
     (decided,) = built.events.of(Decided)
     assert [view.name for view in decided.situation.routes] == ["local", "cloud:lab"]
+
+
+async def test_a_job_whose_model_goes_while_it_runs_is_told_so(build_router, make_job):
+    built = build_router()
+
+    def fails():
+        built.router.use_routes(tuple(built.routes.values()), {"words": MODEL})
+        for route in built.routes.values():
+            route.closed = JobError(ErrorCode.NO_ROUTE, "gone")
+        return Outcome(error=JobError(ErrorCode.MODEL_ERROR, "crashed"))
+
+    built.local.does = fails
+    answer = await built.run(make_job(placement=Placement.PREFER_LOCAL))
+    assert code(answer) is ErrorCode.MODEL_ERROR
 
 
 async def test_a_job_for_an_endpoint_that_does_not_serve_its_model_is_told_so(
