@@ -51,6 +51,8 @@ SAMPLE_BYTES = 16 * 1024
 SAMPLE_EVERY = 64
 # A larger body is compressed in a thread: the event loop has other jobs.
 THREAD_BYTES = 64 * 1024
+# Compressing takes no more than this share of the time that a request has: it is to be answered.
+TIME_SHARE = 0.25
 # While the uplink is not known: what has to be saved.
 WORTH_SHARE = 0.1
 NEWEST = 0.2  # the weight of the latest measurement
@@ -83,6 +85,9 @@ class _Measured:
             self.s_per_byte += NEWEST * (s_per_byte - self.s_per_byte)
         self.skipped = 0
 
+    def learn_longer(self, before: int, at_least_s: float) -> None:
+        self.s_per_byte = max(self.s_per_byte, at_least_s / before)
+
 
 class Compression:
     """Decides for one endpoint, and compresses."""
@@ -108,21 +113,29 @@ class Compression:
         self._is_well = True  # an endpoint in trouble says nothing of a coding: none is tried
         self._models: dict[str, _Measured] = {}
 
-    async def pack(self, model: str, request: Request) -> Request:
-        """Compress a request of a model, if that pays; else give it as it is."""
+    async def pack(self, model: str, request: Request, left_s: float) -> Request:
+        """Compress a request of a model, if that pays and is soon done; else give it as it is.
+
+        Args:
+            model: The model.
+            request: The request.
+            left_s: The seconds within which it has to be answered.
+        """
         may_try = self._is_sure or self._is_well
         if self._coding is None or not may_try or len(request.body) < LEAST_BYTES:
             return request
         measured = self._models.setdefault(model, _Measured())
         if measured.ratio is None or measured.skipped >= SAMPLE_EVERY:
             sample = request.body[:SAMPLE_BYTES]
-            await self._compress(measured, self._coding, sample)
-        if not self._pays(measured, len(request.body)):
+            await self._compress(measured, self._coding, sample, left_s)
+        limit_s = TIME_SHARE * left_s
+        takes_s = measured.s_per_byte * len(request.body)
+        if takes_s > limit_s or not self._pays(measured, len(request.body)):
             measured.skipped += 1
             return request
         coding = self._coding
-        body = await self._compress(measured, coding, request.body)
-        if len(body) >= len(request.body):
+        body = await self._compress(measured, coding, request.body, limit_s)
+        if body is None or len(body) >= len(request.body):
             return request
         return replace(request, body=body, headers={**request.headers, "Content-Encoding": coding})
 
@@ -167,11 +180,20 @@ class Compression:
             return saved_share > WORTH_SHARE
         return saved_share * size / uplink > measured.s_per_byte * size
 
-    async def _compress(self, measured: _Measured, coding: str, body: bytes) -> bytes:
+    async def _compress(
+        self, measured: _Measured, coding: str, body: bytes, limit_s: float
+    ) -> bytes | None:
+        """Compress a body; None where a large one has taken longer than so many seconds."""
         began = self._timer()
         compress = CODERS[coding]
         if len(body) > THREAD_BYTES:
-            compressed = await asyncio.to_thread(compress, body)
+            try:
+                async with asyncio.timeout(limit_s):
+                    compressed = await asyncio.to_thread(compress, body)
+            except TimeoutError:
+                # The thread ends by itself, and nobody waits for it.
+                measured.learn_longer(len(body), self._timer() - began)
+                return None
         else:
             compressed = compress(body)
         measured.learn(len(body), len(compressed), self._timer() - began)

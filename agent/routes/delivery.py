@@ -75,7 +75,7 @@ class Delivery:
             traced = {**request.headers, **trace_context.headers(job.trace)}
             request = replace(request, headers=traced)
         self._compression.takes(self._protocol.codings)
-        packed = await self._compression.pack(job.model, request)
+        packed = await self._compression.pack(job.model, request, ends_at - self._clock())
         response = await exchange(packed)
         if self._compression.refused(packed, response):
             response = await exchange(request)

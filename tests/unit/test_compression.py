@@ -2,13 +2,14 @@
 
 import gzip
 import random
+import threading
 import zlib
 
 import pytest
 
 from agent.config import ConfigError, Endpoint
 from agent.routes.cloud import CloudRoute
-from agent.routes.compression import CODERS, SAMPLE_EVERY, Compression
+from agent.routes.compression import CODERS, SAMPLE_EVERY, THREAD_BYTES, Compression
 from agent.routes.protocols import Request, Response
 
 DULL = b'{"data": [0.0, 0.0, 0.0, 0.0]}' * 200
@@ -46,8 +47,8 @@ def says(status, accepted=None):
     return Response(status, headers, b"")
 
 
-async def pack(compression, body=DULL, model="m"):
-    packed = await compression.pack(model, Request("/", body, {"Content-Type": "x/y"}))
+async def pack(compression, body=DULL, model="m", left_s=60.0):
+    packed = await compression.pack(model, Request("/", body, {"Content-Type": "x/y"}), left_s)
     return packed.headers.get("Content-Encoding"), packed.body
 
 
@@ -135,13 +136,44 @@ async def test_what_did_not_compress_is_tried_again_now_and_then(build, uplink, 
     assert said[-1] == "gzip"
 
 
+async def test_a_request_that_has_not_the_time_for_it_goes_as_it_is(build, uplink):
+    uplink.compress_s = 0.1
+    compression = build()
+    uplink.bytes_per_s = 1.0
+    assert (await pack(compression, left_s=0.2))[0] is None
+    assert (await pack(compression, left_s=2.0))[0] == "gzip"
+
+
+async def test_a_request_whose_compression_takes_too_long_goes_as_it_is_and_the_next_ones_too(
+    build, uplink, monkeypatch
+):
+    may_end, begun = threading.Event(), []
+
+    def compress(body):
+        if len(body) > THREAD_BYTES:
+            begun.append(body)
+            assert may_end.wait(10)
+        return b"short"
+
+    monkeypatch.setitem(CODERS, "gzip", compress)
+    uplink.bytes_per_s = 1.0
+    compression = build()
+    assert (await pack(compression))[0] == "gzip"
+    large = b"a" * (THREAD_BYTES + 1)
+    uplink.compress_s = 10.0
+    assert await pack(compression, large, left_s=0.05) == (None, large)
+    may_end.set()
+    assert (await pack(compression, large, left_s=1.0))[0] is None
+    assert len(begun) <= 1
+
+
 async def test_small_requests_are_not_worth_it(build):
     assert await pack(build(), b"a" * 100) == (None, b"a" * 100)
 
 
 async def packed_by(compression):
     request = Request("/", DULL, {})
-    return await compression.pack("m", request)
+    return await compression.pack("m", request, 60.0)
 
 
 async def test_an_endpoint_that_chokes_on_a_coding_gets_requests_as_they_are_for_good(build):

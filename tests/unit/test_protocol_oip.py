@@ -119,6 +119,27 @@ def test_a_server_that_fails_at_every_trial_gets_json_for_good(endpoint):
     assert endpoint.send(says(ANSWER)) == ["json"]
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_takes_binary_tensors_no_more_gets_json_at_once_and_from_then_on(
+    endpoint, status
+):
+    assert endpoint.send(says(ANSWER)) == ["binary"]
+    assert endpoint.send(refuses(status), says(ANSWER)) == ["binary", "json"]
+    assert endpoint.send(says(ANSWER)) == ["json"]
+
+
+def test_a_job_that_is_refused_in_either_form_says_nothing_of_the_form(endpoint):
+    assert endpoint.send(says(ANSWER)) == ["binary"]
+    assert endpoint.send(refuses(400), refuses(400)) == ["binary", "json"]
+    assert endpoint.send(says(ANSWER)) == ["binary"]
+
+
+def test_of_many_jobs_that_are_refused_few_are_sent_twice(endpoint):
+    assert endpoint.send(says(ANSWER)) == ["binary"]
+    sent = [endpoint.send(refuses(400), refuses(400)) for _ in range(300)]
+    assert sum(len(each) == 2 for each in sent) <= 4
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 503])
 def test_a_refusal_that_is_not_the_forms_fault_brings_no_second_request(endpoint, status):
     assert endpoint.send(refuses(status)) == ["binary"]

@@ -17,6 +17,7 @@ import msgspec
 from agent.config import CloudModel
 from agent.job import BYTES, ErrorCode, Job, JobError, Tensor
 from agent.routes import labels
+from agent.routes.allowance import Allowance
 from agent.routes.protocols import ports
 from agent.routes.protocols.interface import Port, Request, Response, Result
 from agent.wire import oip, tensors
@@ -42,6 +43,10 @@ OTHER_TROUBLE = (
 # server error may be chance.
 REFUSED, FAILED = "refused", "failed"
 MOST_FAILED_TRIALS = 3
+# Statuses by which a server that took binary tensors may mean that it takes them no more (another
+# version of it, say). Mostly it means the job: so few of these jobs are sent again to find out.
+DOUBTFUL = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
+DOUBT_SHARE, DOUBT_MOST = 0.01, 2.0
 
 T = TypeVar("T")
 
@@ -96,6 +101,7 @@ class OpenInference:
         # A server in trouble fails at any form: the next trial waits until JSON went well.
         self._may_try = True
         self._failed_trials = 0
+        self._doubts = Allowance(DOUBT_SHARE, DOUBT_MOST)
         self._known: dict[str, _Known] = {}
         self._came_true: set[str] = set()  # models whose metadata has described an answer rightly
 
@@ -139,6 +145,7 @@ class OpenInference:
     def encode(self, job: Job, inputs: tuple[Tensor, ...]) -> Request:
         """Spell a job; see `Protocol`."""
         binary = self._may_try if self._binary is None else self._binary
+        self._doubts.earn()
         return self._spell(job, inputs, binary=binary)
 
     def rephrase(
@@ -152,7 +159,7 @@ class OpenInference:
             self._binary = False
             return self._spell(job, inputs, binary=False)
         if self._binary is not None:
-            return None
+            return self._doubt(job, inputs, request, response)
         worked = response.status == HTTPStatus.OK and _is_answer(response)
         if was_binary and worked:
             self._binary = True
@@ -163,6 +170,18 @@ class OpenInference:
         elif worked:
             self._learn_json_worked(request.after)
         return None
+
+    def _doubt(
+        self, job: Job, inputs: tuple[Tensor, ...], request: Request, response: Response
+    ) -> Request | None:
+        """Spell a job in JSON where the server may take binary tensors no more."""
+        if request.after == REFUSED and response.status == HTTPStatus.OK and _is_answer(response):
+            self._binary = False
+        was_binary = request.headers["Content-Type"] == BINARY_TYPE
+        if not (was_binary and response.status in DOUBTFUL and self._doubts.has_one):
+            return None
+        self._doubts.spend()
+        return self._spell(job, inputs, binary=False, after=REFUSED)
 
     def decode(self, job: Job, request: Request, response: Response) -> Result:  # noqa: ARG002 - part of `Protocol`
         """Read a response; see `Protocol`.
