@@ -468,7 +468,7 @@ class Router:
         if closed is None:
             _, closed = self._around.views(job, progress.tried)
         elsewhere = self._around.elsewhere(job)
-        error = constraints.explain(job, {**progress.tried, **closed, **elsewhere})
+        error = constraints.explain(job, {**elsewhere, **progress.tried, **closed})
         if job.deferrable and constraints.may_open(closed):
             return Deferral(job, error.message, progress.attempts)
         raise error
