@@ -10,6 +10,7 @@ import pytest
 from agent.config import CloudModel
 from agent.job import BYTES, ErrorCode, JobError, Tensor
 from agent.routes.protocols import Response
+from agent.routes.protocols.interface import MOST_TOLD_BYTES
 from agent.routes.protocols.oip import OpenInference
 from agent.wire import oip, tensors
 
@@ -269,3 +270,13 @@ def test_metadata_that_never_came_true_is_not_held_against_answers(endpoint):
     endpoint.tell("/v2/models/big", model(shape=(-1, 10)))
     assert decode(endpoint, scores((1, 9)))
     assert decode(endpoint, scores((1, 9)))
+
+
+def test_an_error_or_metadata_of_endless_length_say_nothing():
+    protocol = OpenInference({"m": CloudModel("lab")})
+    endless = " " * MOST_TOLD_BYTES
+    assert protocol.explain(refuses(500)) == "what is this?"
+    assert not protocol.explain(says({"error": endless}, 500))
+    (server, _) = protocol.inquiries()
+    protocol.learn(server, says({"name": "triton", "note": endless}))
+    assert protocol.codings == ()

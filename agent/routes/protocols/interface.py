@@ -8,6 +8,9 @@ from typing import Protocol as Interface
 
 from agent.job import Job, Tensor
 
+# What an endpoint says of itself, of a model or of an error is smaller; a larger body says nothing.
+MOST_TOLD_BYTES = 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -29,6 +32,11 @@ class Response:
     status: int
     headers: Mapping[str, str]  # names in any case
     body: bytes = field(repr=False)
+
+    @property
+    def told(self) -> bytes:
+        """The body, where it may be metadata or an error; nothing where it is larger."""
+        return self.body if len(self.body) <= MOST_TOLD_BYTES else b""
 
 
 @dataclass(frozen=True, slots=True)

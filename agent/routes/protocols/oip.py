@@ -282,9 +282,9 @@ def _known(told: _ModelMetadata | None) -> _Known:
 
 
 def _read(response: Response, kind: type[T]) -> T | None:
-    if not response.body:
+    if not response.told:
         return None
     try:
-        return msgspec.json.decode(response.body, type=kind)
+        return msgspec.json.decode(response.told, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

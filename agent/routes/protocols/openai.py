@@ -169,7 +169,7 @@ class OpenAi:
     def explain(self, response: Response) -> str:
         """Give an error response's own sentence; see `Protocol`."""
         try:
-            return _sentence(_COMPLETION.decode(response.body).error)
+            return _sentence(_COMPLETION.decode(response.told).error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return ""
 

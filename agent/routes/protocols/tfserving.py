@@ -202,7 +202,7 @@ class TensorFlowServing:
     def explain(self, response: Response) -> str:
         """Give an error response's own sentence; see `Protocol`."""
         try:
-            return msgspec.json.decode(response.body, type=_ErrorResponse).error
+            return msgspec.json.decode(response.told, type=_ErrorResponse).error
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return ""
 
@@ -238,7 +238,7 @@ def _columns(predictions: Any) -> Any:
 
 def _known(response: Response) -> _Known:
     try:
-        told = msgspec.json.decode(response.body, type=_Metadata)
+        told = msgspec.json.decode(response.told, type=_Metadata)
         signatures = told.metadata.signature_def.signature_def
         name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in signatures else None
         # "__saved_model_init_op" and the like are no way to ask anything.
