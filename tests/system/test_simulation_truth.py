@@ -5,9 +5,9 @@ HTTP server behind the shaping proxy, and once through `agent.simulate` with a p
 what was measured of them: sizes on the wire, the server's time, what each job costs besides, runs
 on the device, and what neighbours take of the processor.
 
-A machine that is busy with other things is no reason to fail. So a run here is short, and the
-device is the dear route by its energy, not the slow one; and the routes are so far apart that
-noise does not turn one's advantage into the other's.
+A run here is short, the device is the dear route by its energy, not the slow one, and the routes
+are so far apart that some noise does not turn one's advantage into the other's. On a machine whose
+processor others take all the time nothing is told of the simulator: there it is skipped.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ PROBE_INTERVAL_S = 5.0
 # Beforehand: so many jobs of each placement, so far apart.
 MEASURED, APART_S = 20, 0.25
 PINNED_EACH = 6  # one of so many jobs is pinned to the device, and one to the cloud
+BUSY = 0.5  # mean share of the processor that others take
 LATENCY_WITHIN = 0.15  # of the simulated mean
 SHARE_WITHIN = 0.15  # of all jobs: a route that few take is no less true for one job more
 
@@ -334,7 +335,11 @@ async def told(start_device):
         profile = with_runs(profile, [*before, *itertools.chain(*ended)])
         both = {}
         for name, device, own, real in zip(traces, devices, jobs, ended, strict=True):
-            there = msgspec.structs.replace(profile, contention=device.contention())
+            contention = device.contention()
+            busy = statistics.fmean(step.contention for step in contention)
+            if busy > BUSY:
+                pytest.skip(f"others take {busy:.0%} of the processor")
+            there = msgspec.structs.replace(profile, contention=contention)
             # In a thread: its virtual event loop wants to be the only one.
             given = world.Scenario(there, traces[name], own), policies.load(name)
             run = await asyncio.to_thread(world.simulate, *given)
