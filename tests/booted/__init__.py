@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-WAIT_S = 60.0
+WAIT_S = 120.0  # on a busy machine installing takes that long
 PAUSE_S = 0.1
 PYTHON = "/usr/lib/edgewise/bin/python3"
 GET = "import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1]).read())"

@@ -8,7 +8,7 @@ import pytest
 from booted import until
 from booted.containers import Containers, Running, network
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.install, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "agent" / "demo" / "data"

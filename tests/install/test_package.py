@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from booted import Machine, until
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]
 
 DATA = "/usr/lib/edgewise/lib/python3.11/site-packages/agent/demo/data"
 IMAGES = f"{DATA}/images"

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 import agent
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.install, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 DIST = ROOT / "dist"
