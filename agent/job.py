@@ -56,6 +56,14 @@ class JobError(Exception):
         self.message = message
         self.retry_after_s = retry_after_s  # when the same job may be worth another try
 
+    def settle(self) -> None:
+        """Become a mere result: let go of the frames that raised it, and with them of the job.
+
+        They would make each failed job a cycle (task, answer, error, frame, task), and its inputs
+        would stay until the garbage collector comes by.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+
 
 # Open Inference Protocol v2 datatypes, and bytes per element. BYTES has no fixed size: each
 # element is a little-endian uint32 length and that many bytes.
@@ -175,6 +183,10 @@ class Outcome:
     retriable: bool = True  # False: another attempt would fail in the same way
     timed_out: bool = False  # ended by the time it was given, not by the route
 
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            self.error.settle()
+
 
 def split_route(name: str) -> tuple[str, str]:
     """Give the kind of route that a route's name says, and its endpoint; none is empty."""
@@ -234,6 +246,10 @@ class Answer:
     outputs: tuple[Tensor, ...] = ()
     error: JobError | None = None
     account: Account = field(default_factory=Account)
+
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            self.error.settle()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+
 import pytest
 
 from agent.config import CloudModel, Model
 from agent.events import Attempted, Decided, Retrying, Started
-from agent.job import ErrorCode, JobError, Outcome, Placement
+from agent.job import Answer, ErrorCode, Job, JobError, Outcome, Placement
 from agent.wire import tensors
 from policies.api import Plan, Why
 from policies.fixed import Cloud, Local, PreferCloud
@@ -262,3 +265,36 @@ async def test_a_policy_sees_the_weight_that_an_endpoint_has_for_the_model(build
     [decided] = built.events.of(Decided)
     weights = {view.name: view.weight for view in decided.situation.routes}
     assert weights == {"local": 1.0, "cloud:lab": 3.0, "cloud:far": 1.0}
+
+
+async def test_a_job_that_fails_leaves_nothing_to_the_garbage_collector(build_router, make_job):
+    def slow():
+        try:
+            raise TimeoutError
+        except TimeoutError:
+            raise JobError(ErrorCode.ENDPOINT_ERROR, "it took too long") from None
+
+    async def gives_up():
+        try:
+            slow()
+        except JobError as error:
+            return Outcome(error=error)
+
+    built = build_router(PreferCloud())
+    built.cloud.does = gives_up
+    built.local.fails("model_error")
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for terms in ({}, {"model": "unheard-of"}, {"endpoint": "gone"}):
+            answer = await asyncio.create_task(built.run(make_job(**terms)))
+            assert answer.error is not None
+        del answer
+        gc.collect()
+        left = {type(one) for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left & {Job, Answer, Outcome, JobError}
