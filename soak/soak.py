@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,8 @@ class Run:
         reading = None if pid is None else read(pid, page, self.state, self.at_s)
         if reading is not None:
             self.readings.append(reading)
+            with (self.folder / "readings.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(reading)) + "\n")
 
     async def _read_page(self, http: aiohttp.ClientSession) -> None:
         """Look at the live page all the time."""
@@ -415,7 +417,12 @@ def options_of(arguments: list[str] | None = None) -> tuple[Options, argparse.Na
     add("--round", type=float, default=growth.WINDOW_S, help="seconds of a round of all faults")
     add("--seed", type=int, default=1, help="of the jobs")
     add("--json", action="store_true", help="print one JSON object")
-    add("--keep", type=Path, metavar="DIR", help="a new folder for logs and state, which stays")
+    add(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="a new folder for logs, readings and state, which stays",
+    )
     told = parser.parse_args(arguments)
     if told.minutes <= 0 or told.rate <= 0 or told.round <= 0:
         parser.error("--minutes, --rate and --round must be above 0")

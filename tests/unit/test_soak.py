@@ -89,10 +89,13 @@ def test_a_thread_that_stays_is_noticed(grown):
     assert grown(threads=lambda minute: 12 if minute < 10 else 13) == {"threads"}
 
 
-def test_a_store_that_grows_and_a_log_that_appears_are_noticed(grown):
-    store = grown(store=lambda minute: int((40 + minute) * MIB))
-    wal = grown(wal=lambda minute: 0 if minute < 12 else MIB)
-    assert (store, wal) == ({"store"}, {"write-ahead log"})
+def test_a_store_that_grows_is_noticed(grown):
+    assert grown(store=lambda minute: int((40 + minute) * MIB)) == {"store"}
+
+
+@pytest.mark.parametrize(("size", "grows"), [(15, set()), (17, {"write-ahead log"})])
+def test_the_write_ahead_log_may_grow_to_its_limit(grown, size, grows):
+    assert grown(wal=lambda minute: 0 if minute < 12 else size * MIB) == grows
 
 
 def test_what_shrinks_is_flat(grown):
