@@ -101,7 +101,9 @@ def main() -> None:
     ):
         surface = importlib.import_module(f"fuzz.surfaces.{name}")
     mutation: Mutation | None = getattr(surface, "MUTATION", None)
-    arguments = [sys.argv[0], *flags]
+    # A merge starts its second process by this, through a shell.
+    program = f"{sys.executable} -W ignore -m fuzz.harness {name} {slowest}"
+    arguments = [program, *flags]
     watch = Watch(surface.target, Path(slowest))
     if mutation is None:
         atheris.Setup(arguments, watch)

@@ -73,7 +73,7 @@ def fuzz(surface: str, runs: int, seconds: int, *, keep: bool) -> Result:
     ran = _harness(surface, slowest, work, kept, *flags)
     (BUILD / f"{surface}.log").write_text(ran.stderr, encoding="utf-8")
     if keep:
-        _harness(surface, slowest.with_suffix(".merge"), kept, work, "-merge=1")
+        _harness(surface, slowest.with_suffix(".merge"), kept, work, "-set_cover_merge=1")
     stats = dict(re.findall(r"stat::(\w+):\s+(\d+)", ran.stderr))
     covered = re.findall(r"\bcov: (\d+)", ran.stderr)
     good = ran.returncode == 0
