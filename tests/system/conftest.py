@@ -19,7 +19,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 # Nothing of the tester's own environment configures what is tested.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("EDGEWISE_", "NOTIFY_"))}
 

@@ -13,14 +13,16 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-WAIT_S = 60.0
+WAIT_S = 120.0
+# No job is late: how fast a busy machine is says nothing of who answers.
+DEADLINE_MS = 600_000
 AGENTS = 10
 GROUP = "lab"
 
 
 def job(job_id, **parameters):
     tensor = {"name": "image", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}
-    parameters = {"deadline_ms": 60_000, **parameters}
+    parameters = {"deadline_ms": DEADLINE_MS, **parameters}
     return json.dumps({"id": job_id, "inputs": [tensor], "parameters": parameters}).encode()
 
 
@@ -75,7 +77,7 @@ def start_agent(tmp_path, start_daemon, cloud, broker_of_pool):
             f"""
             device = {{id = "{name}", state_dir = "{tmp_path / name}"}}
             http.listen = "127.0.0.1:0"
-            endpoints.lab = {{url = "{cloud.url}", timeout_s = 60, connect_timeout_s = 60}}
+            endpoints.lab = {{url = "{cloud.url}", timeout_s = 600, connect_timeout_s = 60}}
             models.echo.cloud = [{{endpoint = "lab"}}]
             policy.name = "cloud"
             [mqtt]
@@ -108,7 +110,7 @@ async def requester(broker_of_pool):
             await listening
 
 
-@pytest.mark.timeout(180, method="thread")
+@pytest.mark.timeout(600, method="thread")
 async def test_ten_agents_answer_every_job_once_while_two_are_killed(start_agent, requester, cloud):
     cloud.behaviour = "hang"
     names = [f"agent-{number}" for number in range(AGENTS)]
@@ -125,7 +127,7 @@ async def test_ten_agents_answer_every_job_once_while_two_are_killed(start_agent
     cloud.behaviour = "serve"
     for job_id in list(cloud.seen):
         cloud.release(job_id)
-    await requester.until(lambda: len(requester.answers) >= 50)
+    await requester.until(lambda: len(requester.answers) >= 50 and requester.by(names[1]))
     daemons[names[1]].signal(signal.SIGKILL)
     await daemons[names[1]].ended()
     # The first comes back. Of the other, who is gone for good, nothing is left in the end.
