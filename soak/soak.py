@@ -235,7 +235,10 @@ class Run:
             finally:
                 for task in watching:
                     task.cancel()
-                await asyncio.gather(*watching, return_exceptions=True)
+                ends = await asyncio.gather(*watching, return_exceptions=True)
+            for end in ends:
+                if isinstance(end, Exception):
+                    raise end
 
     async def _watch(self, http: aiohttp.ClientSession) -> None:
         """Take a reading now and again, and tell of each minute."""
@@ -273,10 +276,14 @@ class Run:
 
     async def _read_page(self, http: aiohttp.ClientSession) -> None:
         """Look at the live page all the time."""
-        async with http.get("/api/events") as response:
-            async for _ in response.content.iter_any():
-                pass
-        self.troubles.append("the live page ended")
+        why = "its end"
+        try:
+            async with http.get("/api/events") as response:
+                async for _ in response.content.iter_any():
+                    pass
+        except aiohttp.ClientError as error:
+            why = repr(error)
+        self.troubles.append(f"the live page ended at {self.at_s:.0f} s: {why}")
 
     def _misbehaved(self) -> Iterable[str]:
         daemon = self.daemon
@@ -298,8 +305,9 @@ class Run:
 
     @property
     def growths(self) -> list[Growth]:
-        """What became of what it takes; empty for a short run."""
-        return growth.growths(self.readings)
+        """What became of what it takes under load; empty for a short run."""
+        under_load = [one for one in self.readings if one.at_s <= self.options.seconds]
+        return growth.growths(under_load)
 
     @property
     def sound(self) -> bool:

@@ -294,6 +294,11 @@ async def test_a_run_is_sound_where_all_held(finished):
     assert finished().sound
 
 
+async def test_what_is_idle_after_the_load_does_not_hide_growth(finished):
+    run = finished(minutes=MINUTES + 3, rss=lambda minute: (110 if 15 < minute < 20 else 100) * MIB)
+    assert not run.sound
+
+
 @pytest.mark.parametrize("of", ["growth", "answers", "daemon"])
 async def test_a_run_fails_where_anything_did_not_hold(finished, of):
     run = finished(**({"rss": lambda minute: int((100 + minute) * MIB)} if of == "growth" else {}))
