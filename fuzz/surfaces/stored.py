@@ -1,4 +1,4 @@
-"""Bytes from the state directory: jobs, answers, askers, entries of the decision log."""
+"""Bytes from the state directory: jobs, answers, askers, traces, entries of the decision log."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from agent.history import EntryError, decode
-from agent.job import Account, Answer, Asker, ErrorCode, Job, JobError, Tensor
+from agent.job import Account, Answer, Asker, ErrorCode, Job, JobError, Tensor, Trace
 from agent.wire import stored
 from fuzz import mutations
 from policies.api import Device, JobTraits
 from policies.testing import cloud, local
 
 MUTATION = mutations.packed
-KINDS = 4
+KINDS = 5
 
 
 def target(data: bytes) -> None:
@@ -27,6 +27,7 @@ def target(data: bytes) -> None:
         lambda: stored.encode_answer(stored.decode_answer(body, model="digits")),
         lambda: stored.encode_askers(stored.decode_askers(body)),
         lambda: decode(body).decision.situation,
+        lambda: stored.encode_trace(stored.decode_trace(body)),
     )
     try:
         decoders[data[0] % KINDS]()
@@ -66,3 +67,4 @@ def seeds() -> Iterator[bytes]:
     ended = {"decision": decision, "attempts": [attempt], "end": {"as": "answered"}}
     yield b"\3" + msgspec.json.encode(ended)
     yield b"\3" + msgspec.json.encode({"decision": decision, "outcome": attempt})
+    yield b"\4" + stored.encode_trace(Trace("a" * 32, "b" * 16, "c" * 16, True, "k=v", "mqtt"))
