@@ -29,7 +29,8 @@ SHELL = """
 set -e
 ip link set lo up
 mount -t tmpfs tmpfs {own}
-for folder in /etc /opt /run /usr/local /var {root}; do
+mount -t tmpfs tmpfs /run
+for folder in /etc /opt /usr/local /var {root}; do
     mkdir -p {own}$folder/over {own}$folder/work
     where=$folder
     [ $folder != {root} ] || where={clone}
