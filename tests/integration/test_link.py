@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from dbus_fast import Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
+from pages.terminal import need
 from structlog.testing import capture_logs
 
 from agent.sensors import networkmanager
@@ -91,14 +92,6 @@ enabled=false
 ADD = ("connection", "add", "type", "ethernet")
 ADDRESS = ("ipv4.method", "manual", "ipv4.addresses", "10.1.0.2/24", "ipv4.gateway", "10.1.0.1")
 ADDRESS += ("ipv6.method", "disabled")
-
-
-def need(*tools: str) -> None:
-    """Skip where a program is missing; CI has them all."""
-    for tool in tools:
-        if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
-            missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-            missing(f"needs {tool}")
 
 
 async def until(holds) -> None:

@@ -34,7 +34,8 @@ as a file to start from. After a change: SIGHUP, `control/reload`, or for `[devi
 OPTIONS = """\
 ## policy.options
 
-Each policy has options of its own, all with defaults. One that takes none is not listed.
+Each policy has options of its own, all with defaults. One that takes none is not listed. A value out of bounds is refused
+with the bound: ratios and shares are from 0 to 1, weights and limits 0 or more.
 """
 # What is said in a key's name; the longest end counts.
 UNITS = {
