@@ -32,7 +32,8 @@ from agent.mqtt.refusals import why_failed, why_refused
 log = structlog.get_logger(__name__)
 
 LIGHT = 0  # no command of MQTT's: paho writes such a packet and does nothing else about it
-# A light message waits so long for company, which often is the answer: each write wakes the broker.
+# Light messages and acks wait so long for company, which often is the answer: each write wakes the
+# broker.
 LIGHT_WAIT_S = 0.002
 DISCONNECT = 0xE0
 # Packets of more bytes than this are not copied to go out as one.
@@ -183,6 +184,7 @@ class Link:
         # What waits for the broker's window.
         self._settling: deque[tuple[asyncio.Future[ReasonCode], Callable[[], None]]] = deque()
         self._flush_planned = False
+        self._acking = False
         self._light_timer: asyncio.TimerHandle | None = None
         self._writer_added = False
         self._descriptor = -1
@@ -388,8 +390,7 @@ class Link:
             last["to_process"] += len(packet)
         else:
             queue.append(_ready_made(packet))
-        if not self._flush_planned and self._light_timer is None:
-            self._light_timer = self._loop.call_later(LIGHT_WAIT_S, self._flush)
+        self._plan_late_flush()
 
     async def close(self, *, forget: bool = False) -> None:
         """Disconnect in good order: the will is not published.
@@ -447,7 +448,16 @@ class Link:
         if self._client.socket() is None:
             self._end("the connection was closed")
 
+    def _plan_late_flush(self) -> None:
+        if not self._flush_planned and self._light_timer is None:
+            self._light_timer = self._loop.call_later(LIGHT_WAIT_S, self._flush)
+
     def _plan_flush(self, *_: Any) -> None:
+        if self._acking:
+            self._plan_late_flush()
+            # paho would not tell of what it has to write after this.
+            self._client._registered_write = False  # noqa: SLF001 - as above
+            return
         # Once for all that is published in this turn of the loop.
         if not self._flush_planned:
             self._flush_planned = True
@@ -535,7 +545,9 @@ class Link:
         # In the order of receipt, whatever the order of finishing.
         while self._unacked and self._unacked[0].finished:
             first = self._unacked.popleft()
+            self._acking = True
             self._client.ack(first.mid, first.qos)
+            self._acking = False
 
     def _on_connect(
         self, _client: Any, _userdata: Any, flags: Any, code: ReasonCode, properties: Any
