@@ -62,7 +62,7 @@ PROBE_INTERVAL_S = 5.0
 # Beforehand: so many jobs of each placement, so far apart.
 MEASURED, APART_S = 20, 0.25
 PINNED_EACH = 6  # one of so many jobs is pinned to the device, and one to the cloud
-BUSY = 0.5  # mean share of the processor that others take
+BUSY = 0.3  # mean share of the processor that others take
 LATENCY_WITHIN = 0.15  # of the simulated mean
 SHARE_WITHIN = 0.15  # of all jobs: a route that few take is no less true for one job more
 
