@@ -90,12 +90,12 @@ async def test_the_page_shows_the_device_and_each_job_as_it_comes(
     await run_job(program, digits, "first")
     await expect(row(page, "first")).to_contain_text("local")
     await expect(row(page, "first")).to_contain_text("preferred")
-    await expect(row(page, "first").locator("td").last).to_have_text(re.compile(r"\d m?s"))
+    await expect(row(page, "first").locator("td").last).to_have_text(re.compile(r"\d [mµ]?s"))
     await run_job(program, digits, "second", placement="only_cloud")
     await expect(row(page, "second")).to_contain_text("cloud:lab")
     await expect(page.locator("#jobs tr").first).to_contain_text("second")
     await expect(page.locator("#chart-latency svg")).to_have_attribute(
-        "aria-label", re.compile(r"local [\d.]+ m?s, cloud:lab [\d.]+ m?s")
+        "aria-label", re.compile(r"local [\d.]+ [mµ]?s, cloud:lab [\d.]+ [mµ]?s")
     )
     learned = page.locator("#estimates tr", has_text="digits").first.locator("td").last
     await expect(learned).to_have_text("1")
