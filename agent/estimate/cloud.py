@@ -184,7 +184,9 @@ class CloudModel(Outcomes):
         kept = FADES * self.longest_p95_s
         self.longest_p95_s = max(p95_s, kept) if kept < math.inf else p95_s
 
-    def learn_longer(self, input_bytes: int, ahead: int, at_least_s: float, now_s: float) -> None:
+    def learn_longer(
+        self, input_bytes: int, ahead: int, at_least_s: float, now_s: float, weight: float = 1.0
+    ) -> None:
         """Take in a request that was slow, as the network is: it would have taken longer.
 
         Args:
@@ -192,10 +194,11 @@ class CloudModel(Outcomes):
             ahead: As for `learn`.
             at_least_s: How long it was waited for.
             now_s: Monotonic seconds.
+            weight: How probably it was slow, and not lost: it counts so much.
         """
         up, down = self.sizes(input_bytes)
         features: Features = (1.0, up + ahead, down)
-        self._network.line.learn_longer(features, self._server, at_least_s, now_s)
+        self._network.line.learn_longer(features, self._server, at_least_s, now_s, weight)
 
     def dump(self) -> dict[str, Any]:
         """Give what was learned, as plain JSON types."""

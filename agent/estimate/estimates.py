@@ -278,7 +278,8 @@ class Estimates:
     ) -> None:
         """Take in that nobody waited for an attempt's end, be it for its deadline or another route.
 
-        By then it was just slow, or nothing gets through: what is more probable is learned.
+        By then it was just slow, or nothing gets through. Both are learned, each as far as it is
+        probable.
         """
         expected, latency_s = attempt.expected, attempt.latency_s
         mean_s, p95_s, spread = expected.latency_mean_s, expected.latency_p95_s, spread_of(expected)
@@ -290,18 +291,18 @@ class Estimates:
             return
         known.expected(p95_s)
         network = self._networks[endpoint]
-        fails = network.failures.probability(now)
-        if now - latency_s < network.answered_at:
-            # Something got through since.
-            fails = 0.0
-        elif fails is None:
-            fails = AFTER_SUCCESS
-        slow = (1.0 - fails) * above(math.log(latency_s / mean_s) / spread)
-        if slow >= fails:
-            ahead = attempt.outcome.bytes_ahead
-            known.learn_longer(attempt.job.input_bytes, ahead, latency_s, now)
-        else:
-            network.failures.learn(now, failed=True)
+        failed = 0.0
+        # Not where something got through since it began, or it could hardly have had an answer yet.
+        if now - latency_s >= network.answered_at and latency_s > mean_s:
+            fails = network.failures.probability(now)
+            if fails is None:
+                fails = AFTER_SUCCESS
+            slow = (1.0 - fails) * above(math.log(latency_s / mean_s) / spread)
+            if fails > 0.0:
+                failed = fails / (fails + slow)
+            network.failures.learn(now, failed=failed)
+        ahead = attempt.outcome.bytes_ahead
+        known.learn_longer(attempt.job.input_bytes, ahead, latency_s, now, 1.0 - failed)
 
     @staticmethod
     def _learn_cloud(

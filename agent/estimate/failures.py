@@ -6,6 +6,10 @@ the two-state Markov chain of Gilbert (1960), "Capacity of a burst-noise channel
 outcome says fades with its age, towards the chain's long-run share of failures. Outages have a
 heavy tail: one that has lasted so long will probably last about as long again (Lindy's law), so
 what a failure says fades the slower, the longer nothing but failures has been seen.
+
+Whether an attempt failed is not always known: one that was given up may just have been slow. It
+counts in part then, and the state of the chain is a belief (as in the forward algorithm for hidden
+Markov models).
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ AFTER_FAILURE = 0.5
 # Half of what a success says is gone after this time, and of what a first failure says.
 SUCCESS_FADES_S = 60.0
 FAILURE_FADES_S = 3.0
+# An outage begins with an attempt that failed more probably than this.
+LIKELY = 0.5
 
 
 class Failures:
@@ -32,18 +38,25 @@ class Failures:
         """Begin with what is assumed; nothing has been seen."""
         # After a success, after a failure: failures and outcomes, faded.
         self._after = [[0.0, 0.0], [0.0, 0.0]]
-        self._failed: bool | None = None
+        self._failed: float | None = None  # how probably the last one did
         self._seen_at = self._failing_since = 0.0
         self._last = self._usual = 0.0
 
-    def learn(self, now_s: float, *, failed: bool) -> None:
-        """Take in one outcome, at monotonic second `now_s`."""
-        counts = self._after[bool(self._failed)]
-        counts[0] = counts[0] * FORGET + failed
-        counts[1] = counts[1] * FORGET + 1.0
-        if failed and not self._failed:
+    def learn(self, now_s: float, *, failed: float) -> None:
+        """Take in one outcome.
+
+        Args:
+            now_s: Monotonic seconds.
+            failed: The probability that it is a failure; a bool where that is known.
+        """
+        before = self._failed or 0.0
+        for counts, share in zip(self._after, (1.0 - before, before), strict=True):
+            kept = FORGET**share
+            counts[0] = counts[0] * kept + failed * share
+            counts[1] = counts[1] * kept + share
+        if failed > LIKELY >= before:
             self._failing_since = now_s
-        self._failed = failed
+        self._failed = float(failed)
         self._seen_at = now_s
         self._sum_up()
 
@@ -52,10 +65,11 @@ class Failures:
         if self._failed is None:
             return None
         age_s = now_s - self._seen_at
-        fades_s = SUCCESS_FADES_S
-        if self._failed:
+        fresh = 1.0
+        if age_s > 0.0:
             fades_s = max(FAILURE_FADES_S, self._seen_at - self._failing_since)
-        fresh = fades_s / (fades_s + age_s) if age_s > 0.0 else 1.0
+            fresh = SUCCESS_FADES_S / (SUCCESS_FADES_S + age_s)
+            fresh += self._failed * (fades_s / (fades_s + age_s) - fresh)
         return self._usual + fresh * (self._last - self._usual)
 
     def dump(self) -> dict[str, Any]:
@@ -73,10 +87,11 @@ class Failures:
             0 <= failures <= outcomes < float("inf") for failures, outcomes in after
         ):
             raise ValueError("no counts of failures")
-        if not isinstance(state["failed"], bool | None):
-            raise TypeError("no last outcome")
+        failed = None if state["failed"] is None else float(state["failed"])
+        if failed is not None and not 0.0 <= failed <= 1.0:
+            raise ValueError("no last outcome")
         self._after = after
-        self._failed = state["failed"]
+        self._failed = failed
         self._seen_at = self._failing_since = now_s - age_s
         self._sum_up()
 
@@ -84,5 +99,6 @@ class Failures:
         (fails, seen), (fails_again, seen_again) = self._after
         after_success = (fails + PRIOR_WEIGHT * AFTER_SUCCESS) / (seen + PRIOR_WEIGHT)
         after_failure = (fails_again + PRIOR_WEIGHT * AFTER_FAILURE) / (seen_again + PRIOR_WEIGHT)
-        self._last = after_failure if self._failed else after_success
+        failed = self._failed or 0.0
+        self._last = after_success + failed * (after_failure - after_success)
         self._usual = after_success / (after_success + 1.0 - after_failure)

@@ -51,7 +51,7 @@ AFTER_CHANGE = 2
 # Reckoned anew after so long at the earliest.
 LOOK_S = 0.25
 # A latency of which only a lower bound is known is taken for at most so many times that.
-LONGER_MOST = 1.3
+LONGER_MOST = 2.0
 # Beyond so many standard deviations the inverse Mills ratio is about its argument.
 MILLS_FROM = 5.0
 
@@ -220,7 +220,9 @@ class Regression:
         seen = min(off * off, OUTLIER * OUTLIER * usual) - explained
         self._noise[disturbed] = max(noise + weight * (seen - noise), NOISE_LEAST * NOISE_LEAST)
 
-    def learn_longer(self, x: Features, own: Own | None, at_least_s: float, now_s: float) -> None:
+    def learn_longer(
+        self, x: Features, own: Own | None, at_least_s: float, now_s: float, weight: float = 1.0
+    ) -> None:
         """Take in a latency of which a lower bound is known: nobody waited for its end.
 
         Its logarithm is a normal variable cut off below, whose mean and variance are matched (the
@@ -231,6 +233,8 @@ class Regression:
             own: The model's own coefficient, if it has one.
             at_least_s: How long it was waited for.
             now_s: Monotonic seconds.
+            weight: How probably it was slow at all: it counts so much. What may as well be a
+                failure tells less of the latency (probabilistic data association).
         """
         median, share, own_share = self._expect(x, own, now_s)
         gains, own_gain, explained = self._gains(share, own, own_share)
@@ -242,7 +246,8 @@ class Regression:
         off = min(spread * mills, beyond + math.log(LONGER_MOST))
         if off <= 0.0:
             return
-        told = mills * (mills - z)  # the share of the variance that is gone
+        told = weight * mills * (mills - z)  # the share of the variance that is gone
+        off *= weight
         self._move(gains, off, total, told)
         if own is not None:
             own.move(own_gain / total * off)

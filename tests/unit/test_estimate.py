@@ -286,6 +286,18 @@ def test_requests_that_nobody_waited_for_any_longer_tell_an_outage(device):
     assert after.latency_mean_s == pytest.approx(before.latency_mean_s, rel=0.01)
 
 
+def test_what_may_be_slow_or_an_outage_counts_as_both(device):
+    for latency_s in (0.07, 0.1, 0.14) * 10:
+        device.requested(latency_s)
+    device.requested(error=ErrorCode.ENDPOINT_ERROR, bytes_down=0)
+    device.requested(0.1)
+    before = device.estimate("cloud:lab")
+    device.requested(1.5 * before.latency_mean_s, error=ErrorCode.CANCELLED)
+    after = device.estimate("cloud:lab")
+    assert after.latency_mean_s > 1.01 * before.latency_mean_s
+    assert after.failure_probability > 1.2 * before.failure_probability
+
+
 def test_a_request_that_others_overtook_tells_no_outage(device):
     for _ in range(30):
         device.requested(0.1)

@@ -42,6 +42,18 @@ def test_one_success_after_an_outage_is_news(failures):
     assert teach(failures, [False]) < 0.1
 
 
+def test_what_was_perhaps_a_failure_counts_in_part(failures):
+    teach(failures, [False] * 50 + [True] * 5 + [False] * 20)
+    maybe, surely = Failures(), Failures()
+    for other in (maybe, surely):
+        other.load(failures.dump(), now_s=0.0, age_s=0.0)
+    before = failures.probability(0.0)
+    assert before < teach(maybe, [0.5]) < 0.6 * teach(surely, [True])
+    again = Failures()
+    again.load(maybe.dump(), now_s=0.0, age_s=0.0)
+    assert again.probability(0.0) == pytest.approx(maybe.probability(0.0))
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.6])
 def test_failures_that_come_singly_are_no_burst(failures, rate):
     chance = random.Random(2)
@@ -82,6 +94,7 @@ def test_it_survives_being_kept(failures):
         {"after": [[3, 2], [0, 0]], "failed": True},
         {"after": [[1, 2], [0, float("inf")]], "failed": True},
         {"after": [[1, 2], [0, 0]], "failed": "yes"},
+        {"after": [[1, 2], [0, 0]], "failed": 1.5},
     ],
 )
 def test_what_is_malformed_is_refused(failures, state):
@@ -89,7 +102,9 @@ def test_what_is_malformed_is_refused(failures, state):
         failures.load(state, 0.0, 0.0)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1e6)), min_size=1, max_size=80))
+@given(
+    st.lists(st.tuples(st.booleans() | st.floats(0, 1), st.floats(0, 1e6)), min_size=1, max_size=80)
+)
 def test_it_is_always_a_probability(outcomes):
     failures = Failures()
     now = 0.0

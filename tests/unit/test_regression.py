@@ -235,6 +235,20 @@ def test_that_it_takes_longer_is_learned_as_far_as_it_says_more_than_was_known(l
     assert 1.5 * median < line.predict(x, None, truth.now)[0] <= 2.0 * median * LONGER_MOST
 
 
+def test_what_was_slow_with_a_half_chance_moves_it_half_as_far(line):
+    x = (1.0, 100e3, 0.0)
+    logs = []
+    for weight in (0.0, 0.5, 1.0):
+        fresh = Regression((RTT, PER_BYTE, PER_BYTE), 0.0)
+        Truth(fresh).teach(40, every_s=0.1)
+        now = 4.0
+        before, _ = fresh.predict(x, None, now)
+        fresh.learn_longer(x, None, 1.2 * before, now, weight)
+        logs.append(math.log(fresh.predict(x, None, now)[0] / before))
+    assert logs[0] == pytest.approx(0.0, abs=1e-6)
+    assert 0.0 < logs[1] == pytest.approx(logs[2] / 2, rel=0.1)
+
+
 @given(
     at_least_s=st.floats(1e-6, 1e6),
     seen=st.lists(st.floats(1e-4, 1e3), max_size=10),
