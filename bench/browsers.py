@@ -8,6 +8,7 @@ event loop shows, which a queue would hide.
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import socket
 import statistics
@@ -49,7 +50,7 @@ class Scale:
     seconds: float  # each load
 
 
-FULL = Scale(rounds=5, seconds=6.0)
+FULL = Scale(rounds=9, seconds=5.0)
 QUICK = Scale(rounds=1, seconds=3.0)
 
 
@@ -129,6 +130,9 @@ def listening(
     lost = []
 
     def run() -> None:
+        # Real ones are other machines: the jobs' side goes first on this one.
+        idle = os.sched_param(0)
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, idle)
         with selectors.DefaultSelector() as ready, contextlib.ExitStack() as open_:
             for _ in range(count):
                 browser = open_.enter_context(contextlib.closing(connect(where)))
