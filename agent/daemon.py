@@ -81,7 +81,7 @@ class Daemon:
         Raises:
             ConfigError: A file or policy that the configuration names can't be used.
         """
-        events = Events()
+        events = Events(_call_later)
         self.config = config
         self._load = load
         self.metrics = Metrics(config.models)
@@ -147,7 +147,12 @@ class Daemon:
             host,
             port,
             (
-                *Health(self.metrics.registry, self.not_ready, self._denied).routes(),
+                *Health(
+                    self.metrics.registry,
+                    self.not_ready,
+                    self._denied,
+                    catch_up=events.catch_up,
+                ).routes(),
                 *self.inference.routes(),
                 *self.live.routes(),
                 *Description().routes(),
@@ -500,6 +505,10 @@ class Daemon:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _call_later(delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(delay_s, callback)
 
 
 def _make_tracing(config: Config, events: Events) -> Tracing | None:

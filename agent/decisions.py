@@ -70,13 +70,13 @@ class DecisionLog:
 
     def observe(self, events: Events) -> None:
         """Log what is decided."""
-        events.subscribe(Decided, self._on_decided)
-        events.subscribe(Shadowed, self._on_shadowed)
-        events.subscribe(Attempted, self._on_attempted)
-        events.subscribe(Auditing, self._on_auditing)
-        events.subscribe(Audited, self._on_audited)
-        events.subscribe(Answered, self._on_answered)
-        events.subscribe(
+        events.report(Decided, self._on_decided)
+        events.report(Shadowed, self._on_shadowed)
+        events.report(Attempted, self._on_attempted)
+        events.report(Auditing, self._on_auditing)
+        events.report(Audited, self._on_audited)
+        events.report(Answered, self._on_answered)
+        events.report(
             Deferred,
             lambda event: self._close(event.job.id, {"as": "deferred", "message": event.reason}),
         )

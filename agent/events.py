@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from policies.api import Estimate, Plan, Situation
 
 log = structlog.get_logger(__name__)
+
+# Who reports on an event hears of it within this time, and of so many before others have a turn.
+REPORT_WITHIN_S = 0.01
+REPORTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,23 +208,89 @@ class Published:
 E_ = TypeVar("E_")
 
 
+class CallLater(Protocol):
+    """Calls back once after some seconds, as an event loop does."""
+
+    def __call__(self, delay: float, callback: Callable[[], None], /) -> Timer:
+        """Plan it."""
+
+
+class Timer(Protocol):
+    """What is planned."""
+
+    def cancel(self) -> None:
+        """Call it off."""
+
+
 class Events:
-    """Calls each event's observers, in the order they subscribed, within `emit`.
+    """Calls each event's observers, in the order they subscribed.
+
+    Those who take part in a job's way are called within `emit`. Those who only report on it follow
+    when its answer is out, or soon after: theirs is a fifth of the work that a job makes, and no
+    answer waits for it.
 
     An observer that raises is logged and costs neither the job nor the other observers anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call_later: CallLater | None = None) -> None:
+        """Set up without observers.
+
+        Args:
+            call_later: Plans the reports; None: they are made within `emit` too.
+        """
         self._observers: defaultdict[type, list[Callable[[Any], None]]] = defaultdict(list)
+        self._reporters: defaultdict[type, list[Callable[[Any], None]]] = defaultdict(list)
+        self._call_later = call_later
+        self._unreported: deque[object] = deque()
+        self._timer: Timer | None = None
 
     def subscribe(self, kind: type[E_], observer: Callable[[E_], None]) -> None:
         """Call `observer` with each event of exactly this type."""
         self._observers[kind].append(observer)
 
+    def report(self, kind: type[E_], reporter: Callable[[E_], None]) -> None:
+        """Call `reporter` with each event of exactly this type, when there is time."""
+        self._reporters[kind].append(reporter)
+
     def emit(self, event: object) -> None:
         """Tell the event's observers."""
-        for observer in self._observers[type(event)]:
-            try:
-                observer(event)
-            except Exception:
-                log.exception("observer_failed", observed=type(event).__name__)
+        kind = type(event)
+        _tell(self._observers[kind], event)
+        if not self._reporters[kind]:
+            return
+        if self._call_later is None:
+            _tell(self._reporters[kind], event)
+            return
+        self._unreported.append(event)
+        if self._timer is None:
+            self._timer = self._call_later(REPORT_WITHIN_S, self._report_some)
+
+    def hurry(self) -> None:
+        """Have reports made as soon as what is due now is done."""
+        if self._timer is not None:
+            assert self._call_later is not None
+            self._timer.cancel()
+            self._timer = self._call_later(0.0, self._report_some)
+
+    def catch_up(self) -> None:
+        """Make all reports now."""
+        while self._unreported:
+            event = self._unreported.popleft()
+            _tell(self._reporters[type(event)], event)
+
+    def _report_some(self) -> None:
+        assert self._call_later is not None
+        self._timer = None
+        for _ in range(min(len(self._unreported), REPORTS_AT_ONCE)):
+            event = self._unreported.popleft()
+            _tell(self._reporters[type(event)], event)
+        if self._unreported:
+            self._timer = self._call_later(0.0, self._report_some)
+
+
+def _tell(observers: Iterable[Callable[[Any], None]], event: object) -> None:
+    for observer in observers:
+        try:
+            observer(event)
+        except Exception:
+            log.exception("observer_failed", observed=type(event).__name__)

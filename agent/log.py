@@ -69,7 +69,7 @@ def tell_repeats() -> None:
 
 def observe(events: Events) -> None:
     """Log what happens to jobs: one line for each answer."""
-    events.subscribe(Answered, _on_answered)
+    events.report(Answered, _on_answered)
     events.subscribe(BadMessage, _on_bad_message)
     events.subscribe(PolicyFailed, _on_policy_failed)
 

@@ -191,26 +191,26 @@ class Metrics:
 
     def observe(self, events: Events) -> None:
         """Count what happens."""
-        events.subscribe(Received, self._on_received)
-        events.subscribe(BadMessage, lambda event: self._bad.labels(event.reason).inc())
-        events.subscribe(Decided, self._on_decided)
-        events.subscribe(
+        events.report(Received, self._on_received)
+        events.report(BadMessage, lambda event: self._bad.labels(event.reason).inc())
+        events.report(Decided, self._on_decided)
+        events.report(
             PolicyFailed, lambda event: self._policy_failures.labels(event.policy).inc()
         )
-        events.subscribe(Shadowed, self._on_shadowed)
-        events.subscribe(
+        events.report(Shadowed, self._on_shadowed)
+        events.report(
             ShadowFailed, lambda event: self._shadow_failures.labels(event.policy).inc()
         )
-        events.subscribe(Attempted, self._on_attempted)
-        events.subscribe(Audited, self._on_audited)
-        events.subscribe(Answered, self._on_answered)
-        events.subscribe(
+        events.report(Attempted, self._on_attempted)
+        events.report(Audited, self._on_audited)
+        events.report(Answered, self._on_answered)
+        events.report(
             Probed,
             lambda event: self._probe_bytes.labels(event.endpoint).inc(
                 event.bytes_up + event.bytes_down
             ),
         )
-        events.subscribe(Committed, lambda event: self._commit_s.observe(event.duration_s))
+        events.report(Committed, lambda event: self._commit_s.observe(event.duration_s))
 
     def use_models(self, models: Collection[str]) -> None:
         """Take these names as label values from now on."""

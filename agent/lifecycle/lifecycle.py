@@ -232,6 +232,7 @@ class Lifecycle:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        self._events.catch_up()  # the decision log is in the store too
         await self._store.flush()
         await self.outbox.drain(max(ends - self._clock(), 1.0))
 
@@ -433,6 +434,7 @@ class Lifecycle:
             self._park(record)
         self._backlog.ended(record, came_back=False)
         self._wake.set()
+        self._events.hurry()
 
     def _end_trace(self, record: Record) -> None:
         assert record.answer is not None

@@ -35,6 +35,10 @@ CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 CHUNKS = (64, 16, 4, 1)
 PRUNE_ROWS = 500
 WAL_BYTES = 16 * 1024 * 1024
+# The WAL grows to about this size before it is written from its beginning again. While it grows
+# each commit changes the file's size as well, which takes a disk half as long again.
+WAL_ROOM_BYTES = 1000 * (4096 + 24)  # SQLite's checkpoint, frames
+WAL_ROOM_SHARE = 0.05  # of the disk's free space, at most
 
 COLUMNS = (
     *("n", "id", "mid", "model", "state", "lane", "parked", "priority", "received", "deadline"),
@@ -293,7 +297,25 @@ class Database:
             connection.close()
             raise
         self._connection = connection
+        self._make_room()
         return opened
+
+    def _make_room(self) -> None:
+        """Have the WAL as large as it becomes; SQLite takes zeros for the end of what it wrote."""
+        if self._synchronous != "full":
+            return  # no commit waits for the disk
+        wal = self.path.with_name(NAME + "-wal")
+        try:
+            disk = os.statvfs(wal)
+            missing = WAL_ROOM_BYTES - wal.stat().st_size
+            if not 0 < missing < WAL_ROOM_SHARE * disk.f_bavail * disk.f_frsize:
+                return
+            with wal.open("ab") as file:
+                file.write(bytes(missing))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            log.warning("store_room_not_made", path=str(wal), error=error.strerror)
 
     def _take_stock(self, connection: sqlite3.Connection, line: Timeline | None) -> Opened:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

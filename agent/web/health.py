@@ -18,6 +18,8 @@ class Health:
         registry: CollectorRegistry,
         not_ready: Callable[[], str | None],
         notes: Callable[[], Iterable[str]] = tuple,
+        *,
+        catch_up: Callable[[], None] = lambda: None,
     ) -> None:
         """Set it up.
 
@@ -25,10 +27,12 @@ class Health:
             registry: The metrics.
             not_ready: Gives the reason why the daemon is not ready, or None.
             notes: Gives what is wrong all the same.
+            catch_up: Has the metrics count all that has happened.
         """
         self._registry = registry
         self._not_ready = not_ready
         self._notes = notes
+        self._catch_up = catch_up
 
     def routes(self) -> list[web.RouteDef]:
         """Give what it serves."""
@@ -39,6 +43,7 @@ class Health:
         ]
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        self._catch_up()
         body, content_type = page(self._registry, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 

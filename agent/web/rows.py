@@ -91,10 +91,10 @@ class Rows:
 
     def observe(self, events: Events) -> None:
         """Gather from these."""
-        events.subscribe(Decided, self._on_decided)
-        events.subscribe(Attempted, self._on_attempted)
-        events.subscribe(Deferred, self._on_deferred)
-        events.subscribe(Answered, self._on_answered)
+        events.report(Decided, self._on_decided)
+        events.report(Attempted, self._on_attempted)
+        events.report(Deferred, self._on_deferred)
+        events.report(Answered, self._on_answered)
 
     def clear(self) -> None:
         """Forget what was gathered."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sqlite3
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -154,6 +156,33 @@ def test_the_file_is_made_with_the_schema_of_this_version(file):
 def test_the_file_is_as_durable_as_the_configuration_says(build, synchronous, level):
     connected = build(synchronous=synchronous).database._connected()
     assert connected.execute("PRAGMA synchronous").fetchone() == (level,)
+
+
+def test_a_commit_that_waits_for_the_disk_does_not_grow_the_file(build):
+    file = build(synchronous="full")
+    wal = file.path.with_name(f"{NAME}-wal")
+    size = wal.stat().st_size
+    for _ in range(50):
+        file.write(file.change())
+    assert wal.stat().st_size == size
+
+
+def test_room_in_the_log_is_no_part_of_it_after_a_crash(build, tmp_path, clock, make_job):
+    file = build(synchronous="full")
+    file.write(file.change(), file.change(State.ANSWERED))
+    crashed = File(tmp_path / "crashed", clock, make_job)
+    shutil.copytree(tmp_path, crashed.folder, ignore=shutil.ignore_patterns("*-shm", "crashed"))
+    opened = crashed.database.open()
+    assert (opened.last_n, crashed.numbers("answers")) == (2, [2])
+    crashed.write(crashed.change())
+    crashed.database.close()
+
+
+def test_a_disk_that_is_nearly_full_is_left_its_room(build, monkeypatch):
+    disk = SimpleNamespace(f_bavail=1000, f_frsize=4096)
+    monkeypatch.setattr("agent.store.database.os.statvfs", lambda _: disk)
+    wal = build(synchronous="full").path.with_name(f"{NAME}-wal")
+    assert wal.stat().st_size < database.WAL_ROOM_BYTES / 10
 
 
 def test_a_reader_sees_the_tables_as_the_writer_calls_their_columns(file):
