@@ -194,13 +194,9 @@ class Metrics:
         events.report(Received, self._on_received)
         events.report(BadMessage, lambda event: self._bad.labels(event.reason).inc())
         events.report(Decided, self._on_decided)
-        events.report(
-            PolicyFailed, lambda event: self._policy_failures.labels(event.policy).inc()
-        )
+        events.report(PolicyFailed, lambda event: self._policy_failures.labels(event.policy).inc())
         events.report(Shadowed, self._on_shadowed)
-        events.report(
-            ShadowFailed, lambda event: self._shadow_failures.labels(event.policy).inc()
-        )
+        events.report(ShadowFailed, lambda event: self._shadow_failures.labels(event.policy).inc())
         events.report(Attempted, self._on_attempted)
         events.report(Audited, self._on_audited)
         events.report(Answered, self._on_answered)
