@@ -47,6 +47,8 @@ PAUSE_LAST_S = 30.0
 # A job is hopeless where its best route costs more than a miss, and is known this well.
 HOPELESS_IGNORANCE = 1.0
 SURE_SAMPLES = 5
+# Where even the best that may be hoped for is no better, it is tried this much more seldom.
+NO_HOPE = 0.1
 # A shorter deadline counts as this one.
 DEADLINE_LEAST_S = 1e-3
 # Endpoints cost the same where they differ by less than this share: their weights decide.
@@ -178,8 +180,7 @@ class Adaptive:
                 why = Why.EXPLORATION
                 self._known_of(chosen.route.name).try_again(situation.time_s)
         if not explored and self._is_hopeless(best, situation.job.priority):
-            # Now and then one is run all the same: estimates may be wrong.
-            share = self._options.explore
+            share = self._doubt(best, deadline_s)
             if self._chance.random() >= share:
                 reasons = self._reasons(best, plain)
                 return Plan(
@@ -431,6 +432,17 @@ class Adaptive:
             # A model's time is measured as it is loaded; what it takes besides is only supposed.
             cost -= best.energy
         return cost > self._options.miss and self._ignorance(best) < HOPELESS_IGNORANCE
+
+    def _doubt(self, best: Expected, deadline_s: float) -> float:
+        """Give the share of hopeless jobs that are run all the same: estimates may be wrong.
+
+        It is `explore` where the job would be worth its while at the good end of what is not known.
+        """
+        options = self._options
+        hoped_s = best.mean_s * math.exp(-OPTIMISM * self._ignorance(best))
+        used, late = used_and_late(hoped_s, NOISE, deadline_s)
+        cost = options.latency * used + options.miss * late + best.fixed
+        return options.explore * (NO_HOPE if cost > options.miss else 1.0)
 
     def _curiosity(
         self, plain: list[Expected], best: Expected, now_s: float, deadline_s: float

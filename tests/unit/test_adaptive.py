@@ -178,14 +178,21 @@ def test_a_long_run_is_refused_for_the_sake_of_many_short_ones_unless_it_matters
     assert urgent.route == "local"
 
 
-def test_now_and_then_a_hopeless_job_is_run_all_the_same():
+@pytest.mark.parametrize(
+    ("p95_s", "share"),
+    [
+        (3.5, 0.01),  # however lucky, it is late
+        (10.0, 0.1),  # it may well be in time
+    ],
+)
+def test_now_and_then_a_hopeless_job_is_run_all_the_same(p95_s, share):
     policy = adaptive(explore=0.1)
-    late = estimate(3.0, 3.5)
-    plans = [choose(policy, late, late) for _ in range(400)]
+    late = situation(local(**estimate(2.0, p95_s, samples=0)), job=job())
+    plans = [policy.decide(late) for _ in range(4000)]
     run = [plan for plan in plans if plan.route is not None]
-    assert 20 <= len(run) <= 70
-    assert all(plan.propensity == pytest.approx(0.1) for plan in run)
-    assert {plan.propensity for plan in plans if plan.route is None} == {0.9}
+    assert len(run) / len(plans) == pytest.approx(share, rel=0.5)
+    assert all(plan.propensity == pytest.approx(share) for plan in run)
+    assert {plan.propensity for plan in plans if plan.route is None} == {1.0 - share}
 
 
 def test_a_route_hardly_known_is_tried_with_the_best_one_as_its_hedge():
