@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 # Who reports on an event hears of it within this time, and of so many before others have a turn.
-REPORT_WITHIN_S = 0.01
+REPORT_WITHIN_S = 0.005
 REPORTS_AT_ONCE = 16
 
 
