@@ -2,9 +2,10 @@
 
 What Edgewise adds is the time of a job, less that of a direct request with the same body: from its
 publication to its answer over MQTT, or as the same request by the same client made to the daemon.
-All three take turns, one request at a time; and so do the servers, for each is meant for a machine
-of its own. Batching is compared in one replica, with the same Python model twice: as it is, and
-with one request a run.
+A bare bridge from MQTT to the server, which keeps each answer on disk and does nothing else, shows
+what of it is the machine's. All take turns, one request at a time; and so do the servers, for each
+is meant for a machine of its own. Batching is compared in one replica, with the same Python model
+twice: as it is, and with one request a run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import model_servers
 from model_servers import ModelServer
 
 ANSWER_WITHIN_S = 30.0
-DEVICE = "bench-servers"
+DEVICE, BRIDGE = "bench-servers", "bench-bridge"
 FACE = "face"
 # The pattern that the batched model is asked for.
 WIDTH = 4096
@@ -98,6 +99,7 @@ class Added:
     direct: list[float]
     edgewise: list[float]  # over MQTT
     http: list[float]  # by Edgewise over HTTP
+    bridge: list[float]  # over MQTT by the bare bridge
 
     @property
     def direct_p50(self) -> float:
@@ -113,6 +115,11 @@ class Added:
     def added_http_p50(self) -> float:
         """The same over HTTP."""
         return statistics.median(self.http) - self.direct_p50
+
+    @property
+    def bridge_p50(self) -> float:
+        """The same of the bare bridge."""
+        return statistics.median(self.bridge) - self.direct_p50
 
     @property
     def holds(self) -> bool | None:
@@ -181,11 +188,16 @@ async def _measure_added(
     for kind in kinds:
         settings[f"endpoints.{kind.name}"] = {"url": server.url, "binary": kind.binary}
         settings[f"models.{kind.name}"] = {"cloud": [{"endpoint": kind.name, "name": kind.model}]}
+    urls = {kind.name: f"{server.url}/v2/models/{kind.model}/infer" for kind in kinds}
     with sides.broker(folder) as (port, _):
         first = _job(kinds[0])
-        with sides.edgewise(folder, port, DEVICE, {}, first, settings=settings):
+        with (
+            sides.edgewise(folder, port, DEVICE, {}, first, settings=settings),
+            sides.bare_bridge(folder, port, BRIDGE, urls, first),
+        ):
             client = mqtt5.Client(port, "bench-servers-client")
-            client.subscribe(f"edgewise/v1/{DEVICE}/results/+")
+            for device in (DEVICE, BRIDGE):
+                client.subscribe(f"edgewise/v1/{device}/results/+")
             async with aiohttp.ClientSession() as http:
                 return [
                     await _take_turns(scale, client, http, server, f"http://{address}", kind)
@@ -220,14 +232,14 @@ async def _take_turns(
         if response.status != 200:
             raise sides.SideError(f"{url}: {answer[:500]!r}")
 
-    async def publish(job_id: str) -> None:
+    async def publish(publisher: Publisher, job_id: str) -> None:
         publisher.publish(job_id.encode())
         _await_answer(client, job_id)
 
-    publisher = Publisher(client, DEVICE, job)
     ways: dict[str, Callable[[str], Awaitable[None]]] = {
-        "edgewise": publish,
+        "edgewise": partial(publish, Publisher(client, DEVICE, job)),
         "http": partial(ask, here),
+        "bridge": partial(publish, Publisher(client, BRIDGE, job)),
     }
     times: dict[str, list[float]] = {"direct": [], **{way: [] for way in ways}}
     for count in range(scale.requests + 5):
@@ -311,14 +323,14 @@ def print_table(measured: Measured) -> None:
     print("\nOne request at a time, directly and as a job; medians")
     print(
         f"{'server':9} {'model':13} {'form':7} {'body':>9} {'direct':>10} "
-        f"{'adds by MQTT':>14} {'by HTTP':>11}"
+        f"{'adds by MQTT':>14} {'by HTTP':>11} {'a bare bridge':>14}"
     )
     for row in measured.added:
         kind = row.kind
         print(
             f"{kind.server:9} {kind.model:13} {'binary' if kind.binary else 'JSON':7} "
             f"{row.body_bytes:7d} B {row.direct_p50:7.2f} ms {row.added_p50:11.2f} ms "
-            f"{row.added_http_p50:8.2f} ms  "
+            f"{row.added_http_p50:8.2f} ms {row.bridge_p50:11.2f} ms  "
             f"{machine.verdict(row.holds)}"
         )
     print(f"target: less than {MOST_ADDED_MS:g} ms")

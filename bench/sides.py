@@ -176,6 +176,19 @@ def edgewise(
 
 
 @contextlib.contextmanager
+def bare_bridge(
+    folder: Path, port: int, device: str, urls: Mapping[str, str], first: JobKind
+) -> Iterator[Side]:
+    """Run the bare bridge, to these models' URLs."""
+    script = Path(__file__).with_name("bare_bridge.py")
+    arguments = [f"{name}={url}" for name, url in urls.items()]
+    file = folder / f"{device}.answers"
+    command = [sys.executable, str(script), str(port), device, str(file), *arguments]
+    with _side("bare bridge", command, folder, port, device, first) as side:
+        yield side
+
+
+@contextlib.contextmanager
 def naive_cloud(
     folder: Path,
     port: int,
