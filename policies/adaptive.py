@@ -290,7 +290,7 @@ class Adaptive:
         if job.private or job.placement != AUTO or job.attempts or job.max_cost is not None:
             return
         for route in situation.routes:
-            self._crowd.follow(route.name, is_open=route.closed is None)
+            self._crowd.note_open(route.name, is_open=route.closed is None)
 
     def _note_radio(self, plain: list[Expected], time_s: float) -> None:
         """See whether this is a job that had better go over a radio that is awake anyway."""

@@ -60,7 +60,7 @@ class Way(Protocol):
 class Crowd:
     """Learns how often jobs come, and what they lose by waiting."""
 
-    __slots__ = ("_count", "_follow", "_latency", "_loss", "_miss", "_open", "_seen")
+    __slots__ = ("_count", "_followers", "_latency", "_loss", "_miss", "_open", "_seen")
 
     def __init__(self, latency: float, miss: float) -> None:
         """Begin with nobody to wait.
@@ -75,7 +75,7 @@ class Crowd:
         self._seen: deque[tuple[float, float, Sequence[Way]]] = deque(maxlen=JOBS)
         self._open: set[str] = set()
         self._count = 0
-        self._follow: list[float] = []  # jobs that followed one within each of `TIMES_S`
+        self._followers: list[float] = []  # jobs that followed one within each of `TIMES_S`
         self._loss: dict[str, list[float]] = {}  # of a job that waits so long, by route
 
     def toll(self, route: str, wait_s: float | None, holds_s: float | None) -> float:
@@ -93,9 +93,9 @@ class Crowd:
             wait_s = 0.0
         busy_s = wait_s + holds_s
         lost = _at(losses, wait_s + holds_s / 2)
-        return KNOCK_ON * lost * _at(self._follow, busy_s) * holds_s / busy_s if lost else 0.0
+        return KNOCK_ON * lost * _at(self._followers, busy_s) * holds_s / busy_s if lost else 0.0
 
-    def follow(self, route: str, *, is_open: bool) -> None:
+    def note_open(self, route: str, *, is_open: bool) -> None:
         """Take note of whether jobs can take a route now.
 
         Where an outage closes one, those that would have gone there wait on the others at once.
@@ -106,7 +106,7 @@ class Crowd:
             self._open.add(route)
         else:
             self._open.discard(route)
-        self._reckon()
+        self._reckon_losses()
 
     def note(self, time_s: float, deadline_s: float, ways: Sequence[Way]) -> None:
         """Note a job.
@@ -121,15 +121,14 @@ class Crowd:
         self._seen.append((time_s, deadline_s, ways))
         self._count += 1
         if self._count % ANEW == 0:
-            self._reckon()
+            self._reckon_followers()
+            self._reckon_losses()
 
-    def _reckon(self) -> None:
-        if not self._seen:
-            return
+    def _reckon_followers(self) -> None:
         times = sorted(time_s for time_s, *_ in self._seen)
         # Who came last has had no time to be followed.
         before = times[: -len(times) // 4] or times
-        self._follow = [
+        self._followers = [
             sum(
                 max(bisect_left(times, time_s + within) - place - 1, 0)
                 for place, time_s in enumerate(before)
@@ -137,7 +136,11 @@ class Crowd:
             / len(before)
             for within in TIMES_S
         ]
+
+    def _reckon_losses(self) -> None:
         self._loss = {}
+        if not self._seen or not self._followers:
+            return
         share = 1.0 / len(self._seen)
         for _, deadline_s, ways in self._seen:
             best, elsewhere = self._best(ways)

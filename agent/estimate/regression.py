@@ -27,7 +27,7 @@ from policies.lognormal import above
 Features = tuple[float, float, float]
 
 # An innovation this many standard deviations off is an outlier; a second one in the same direction
-# is a change.
+# that began after it is a change.
 OUTLIER = 3.0
 # So many outcomes in between, and an outlier is over.
 CALM = 3
@@ -110,6 +110,7 @@ class Regression:
         "_growth",
         "_logs",
         "_noise",
+        "_outlier_at",
         "_p",
         "_priors",
         "_run",
@@ -131,6 +132,7 @@ class Regression:
         self._noise = [NOISE_FIRST**2, NOISE_FIRST**2]  # calm, and disturbed
         self._run = 0  # outliers in a row, signed
         self._calm = 0  # outcomes since the last outlier
+        self._outlier_at = -math.inf
         self._seen_at = now_s
         self._usual = list(self._logs)
         self._usual_of = 0  # outcomes
@@ -198,7 +200,7 @@ class Regression:
             self._calm += 1
             if self._calm >= CALM:
                 self._run = 0
-        elif self._run * off > 0:
+        elif self._run * off > 0 and now_s - latency_s >= self._outlier_at:
             # Not an outlier but a change: what was known counts for less.
             self._run += 1 if off > 0 else -1
             self._calm = 0
@@ -207,8 +209,10 @@ class Regression:
             gains, own_gain, explained = self._gains(share, own, own_share)
             total = explained + noise
         else:
+            # What began before an outlier ended met the same hindrance, and is no second one.
             self._run = 1 if off > 0 else -1
             self._calm = 0
+            self._outlier_at = now_s
             total *= beyond * beyond
         self._move(gains, off, total)
         if own is not None:

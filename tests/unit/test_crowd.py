@@ -31,7 +31,7 @@ def ways(service_s, elsewhere=MISS):
 def empty():
     crowd = Crowd(latency=1.0, miss=MISS)
     for route in ("local", "cloud:lab"):
-        crowd.follow(route, is_open=True)
+        crowd.note_open(route, is_open=True)
     return crowd
 
 
@@ -93,9 +93,9 @@ def test_those_that_an_outage_keeps_from_their_route_wait_on_the_others_at_once(
         there, here = Way(cloud(), 0.05, 0.05), Way(local(), 0.2, 0.2)
         crowd.note(0.1 * number, 1.0, (here, there))
     assert crowd.toll("local", 0.0, 1.0) == 0.0
-    crowd.follow("cloud:lab", is_open=False)
+    crowd.note_open("cloud:lab", is_open=False)
     assert crowd.toll("local", 0.0, 1.0) > MISS
-    crowd.follow("cloud:lab", is_open=True)
+    crowd.note_open("cloud:lab", is_open=True)
     assert crowd.toll("local", 0.0, 1.0) == 0.0
 
 

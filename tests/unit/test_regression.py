@@ -220,6 +220,20 @@ def test_looking_at_it_in_between_changes_nothing_of_what_it_returns_to():
     assert often.predict(x, None, 100.0) == pytest.approx(once.predict(x, None, 100.0))
 
 
+def test_two_that_met_the_same_hindrance_are_one_outlier_and_no_change(line):
+    truth = Truth(line)
+    truth.teach(40, every_s=1.0)
+    x = (1.0, 100e3, 0.0)
+    median, _ = line.predict(x, None, truth.now)
+    # Both began before an outage of some seconds, and ended after it.
+    line.learn(x, None, 5.0, truth.now + 5.0)
+    line.learn(x, None, 4.5, truth.now + 5.1)
+    assert line.predict(x, None, truth.now + 5.2)[0] < 2.5 * median
+    # One that began afterwards confirms that it has become slow.
+    line.learn(x, None, 5.0, truth.now + 10.2)
+    assert line.predict(x, None, truth.now + 10.3)[0] > 5.0 * median
+
+
 def test_that_it_takes_longer_is_learned_as_far_as_it_says_more_than_was_known(line):
     truth = Truth(line)
     truth.teach(40, every_s=0.1)
