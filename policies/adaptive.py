@@ -49,6 +49,8 @@ HOPELESS_IGNORANCE = 1.0
 SURE_SAMPLES = 5
 # Where even the best that may be hoped for is no better, it is tried this much more seldom.
 NO_HOPE = 0.1
+# One that may wait does so for this long, and is decided again.
+DEFER_S = 30.0
 # A shorter deadline counts as this one.
 DEADLINE_LEAST_S = 1e-3
 # Endpoints cost the same where they differ by less than this share: their weights decide.
@@ -110,7 +112,7 @@ class Adaptive:
     ahead of its time costs besides (`policies.virtual_queues`).
 
     A job that keeps a route's worker from others is charged what they lose (`policies.crowd`). One
-    whose best route costs more than a miss, with that, is refused at once.
+    whose best route costs more than a miss, with that, is refused at once, or waits if it may.
 
     Estimates that have not been confirmed for a while are uncertain. A route that would be best if
     its latency were at the good end of that is tried now and then (optimism in the face of
@@ -182,9 +184,13 @@ class Adaptive:
         if not explored and self._is_hopeless(best, situation.job.priority):
             share = self._doubt(best, deadline_s)
             if self._chance.random() >= share:
-                reasons = self._reasons(best, plain)
+                waits = situation.job.deferrable and deadline_s > DEFER_S
                 return Plan(
-                    None, Why.REJECTED, reasons=reasons, propensity=propensity * (1.0 - share)
+                    None,
+                    Why.EXPECTED_COST if waits else Why.REJECTED,
+                    defer_s=DEFER_S if waits else None,
+                    reasons=self._reasons(best, plain),
+                    propensity=propensity * (1.0 - share),
                 )
             propensity *= share
         return Plan(
@@ -369,7 +375,8 @@ class Adaptive:
     ) -> tuple[float, float]:
         """Give cost and misses where a failure shows after `gone_s`, then the other is tried."""
         if other is None or gone_s >= deadline_s:
-            failed = self._options.latency + self._options.miss + each.fixed
+            gone = min(gone_s / deadline_s, 1.0)
+            failed = self._options.latency * gone + self._options.miss + each.fixed
             return (1.0 - fails) * each.cost + fails * failed, (1.0 - fails) * each.miss + fails
         used, late = used_and_late(other.mean_s, other.spread, deadline_s - gone_s)
         return self._then_other(each, other, fails, used, late, gone_s, deadline_s)

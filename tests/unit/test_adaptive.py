@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.adaptive import PAUSE_FIRST_S, Adaptive
+from policies.adaptive import DEFER_S, PAUSE_FIRST_S, Adaptive
 from policies.api import Device, Feedback, JobTraits, Plan, Situation, Why
 from policies.lognormal import above, spread_of, used_and_late
 from policies.radio import TailShare
@@ -151,6 +151,27 @@ def test_a_hopeless_job_is_refused_at_once():
     # One route or two makes no difference.
     alone = situation(local(**late), job=job())
     assert adaptive().decide(alone).route is None
+
+
+def test_a_hopeless_job_that_may_wait_waits():
+    late = situation(local(**estimate(300.0, 350.0)), job=job(deadline_s=60.0, deferrable=True))
+    plan = adaptive().decide(late)
+    assert (plan.route, plan.why, plan.defer_s) == (None, Why.EXPECTED_COST, DEFER_S)
+    # Not beyond its deadline.
+    short = replace(late, job=job(deadline_s=DEFER_S, deferrable=True))
+    plan = adaptive().decide(short)
+    assert (plan.route, plan.why, plan.defer_s) == (None, Why.REJECTED, None)
+
+
+def test_the_only_route_is_tried_where_a_failure_would_show_at_once():
+    policy = adaptive(explore=0.0)
+    seen = situation(
+        cloud(**estimate(0.1, 0.2, failure_probability=0.9)), job=job(deadline_s=100.0)
+    )
+    assert policy.decide(seen).route is None  # it may take all the time that there is
+    plan = Plan("cloud:lab", Why.ONLY_ROUTE)
+    policy.learn(Feedback(seen, plan, latency_s=0.1, error="endpoint_error"))
+    assert policy.decide(seen).route == "cloud:lab"
 
 
 def test_a_job_is_not_refused_for_what_is_not_known():

@@ -30,14 +30,15 @@ AT_A_GLANCE: Row = (
         number(
             "Jobs answered",
             "In the chosen time range, results and errors.",
-            "short",
+            "none",
             total("edgewise_jobs_total", JOBS),
             decimals=0,
         ),
         number(
             "Deadlines kept",
-            "Share of the jobs in the chosen time range that were not late. A job names its own "
-            "deadline, or has limits.default_deadline_ms.",
+            "Share of the jobs in the chosen time range that were not late; an error in time is "
+            "not late either, see Succeeded. A job names its own deadline, or has "
+            "limits.default_deadline_ms.",
             "percentunit",
             f"1 - {total('edgewise_deadline_misses_total', JOBS)}"
             f" / {total('edgewise_jobs_total', JOBS)}",
@@ -109,8 +110,9 @@ ROUTES: Row = (
             "Why the policy chose as it did. expected_cost: the cheapest in time, misses, energy "
             "and money together; only_route: the others were closed; fallback: the preferred one "
             "was; retry: an attempt failed; escalated: a local answer was too doubtful; "
-            "exploration: in part to learn; policy_failed: a static rule stood in. Each attempt is "
-            "a decision, so a job that was tried twice counts twice.",
+            "exploration: in part to learn; rejected: no route was worth it, or in time; "
+            "policy_failed: a static rule stood in. Each attempt is a decision, so a job that was "
+            "tried twice counts twice.",
             "reqps",
             [Query(rate("edgewise_decisions_total", "route, reason"), "{{route}}: {{reason}}")],
             stack=True,
@@ -123,6 +125,11 @@ ROUTES: Row = (
                 Query(f"edgewise_policy_info{narrowed(HERE, role='decides')}", "policy {{policy}}"),
                 Query(f"edgewise_endpoint_circuit_open{HERE}", "circuit of {{endpoint}} open"),
                 Query(f"1 - edgewise_endpoint_reachable{HERE}", "{{endpoint}} unreachable"),
+                Query(
+                    f"edgewise_network_rtt_seconds{HERE} > bool "
+                    f"3 * quantile_over_time(0.5, edgewise_network_rtt_seconds{HERE}[1h])",
+                    "{{endpoint}} slower than usual",
+                ),
                 Query(f"1 - edgewise_network_up{HERE}", "network down"),
                 Query(f"edgewise_network_metered{HERE}", "link is metered"),
                 Query(f"edgewise_battery_discharging{HERE}", "on battery"),
@@ -144,7 +151,8 @@ DEADLINES: Row = (
     [
         line(
             "Jobs that missed their deadline",
-            "Share of all jobs of a model: answered too late, or not at all by then.",
+            "Share of all jobs of a model: answered too late, or with no result by then. What "
+            "ended earlier with an error is among the outcomes beside.",
             "percentunit",
             [
                 Query(

@@ -119,7 +119,11 @@ def line(
         for name, color in colors.items() if label in legends else ():
             # Of `local p95` and `running local` too. What succeeded keeps its route's colour.
             if name != "succeeded" or "{{route}}" not in legends:
-                panel = panel.override_by_regexp(rf"/\b{name}\b/", [fixed_color(color)])
+                panel = panel.override_by_regexp(
+                    # A policy may be called prefer-cloud.
+                    rf"/(?<![\w-]){name}(?![\w-])/",
+                    [fixed_color(color)],
+                )
     for ending, style, width in STYLES:
         if any(query.legend.endswith(ending) for query in queries):
             panel = panel.override_by_regexp(

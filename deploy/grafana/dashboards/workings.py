@@ -206,7 +206,7 @@ POLICIES: Row = (
         line(
             "Audits of local answers",
             "Confident local answers that the cloud was asked about afterwards, by whether it "
-            "agreed.",
+            "agreed. No line: no policy asks.",
             "reqps",
             [Query(rate("edgewise_audits_total", "agrees"), "agrees: {{agrees}}")],
             stack=True,
@@ -227,7 +227,7 @@ POLICIES: Row = (
         line(
             "Policy failures",
             "Decisions that a static rule took, since the policy raised, overran or gave an "
-            "impossible plan; and failures of shadows, which have no effect.",
+            "impossible plan; and failures of shadows, which have no effect. No line: none.",
             "reqps",
             [
                 Query(rate("edgewise_policy_failures_total", "policy"), "{{policy}}"),
