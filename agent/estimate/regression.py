@@ -238,7 +238,8 @@ class Regression:
             at_least_s: How long it was waited for.
             now_s: Monotonic seconds.
             weight: How probably it was slow at all: it counts so much. What may as well be a
-                failure tells less of the latency (probabilistic data association).
+                failure tells less of the latency (probabilistic data association, Bar-Shalom and
+                Tse 1975).
         """
         median, share, own_share = self._expect(x, own, now_s)
         gains, own_gain, explained = self._gains(share, own, own_share)
