@@ -275,17 +275,19 @@ class Events:
     def catch_up(self) -> None:
         """Make all reports now."""
         while self._unreported:
-            event = self._unreported.popleft()
-            _tell(self._reporters[type(event)], event)
+            self._report_one()
 
     def _report_some(self) -> None:
         assert self._call_later is not None
         self._timer = None
         for _ in range(min(len(self._unreported), REPORTS_AT_ONCE)):
-            event = self._unreported.popleft()
-            _tell(self._reporters[type(event)], event)
+            self._report_one()
         if self._unreported:
             self._timer = self._call_later(0.0, self._report_some)
+
+    def _report_one(self) -> None:
+        event = self._unreported.popleft()
+        _tell(self._reporters[type(event)], event)
 
 
 def _tell(observers: Iterable[Callable[[Any], None]], event: object) -> None:

@@ -200,7 +200,9 @@ async def _measure_added(
                 client.subscribe(f"edgewise/v1/{device}/results/+")
             async with aiohttp.ClientSession() as http:
                 return [
-                    await _take_turns(scale, client, http, server, f"http://{address}", kind)
+                    await _take_turns(
+                        scale, client, http, kind, urls[kind.name], f"http://{address}"
+                    )
                     for kind in kinds
                 ]
 
@@ -209,9 +211,9 @@ async def _take_turns(
     scale: Scale,
     client: mqtt5.Client,
     http: aiohttp.ClientSession,
-    server: ModelServer,
-    device: str,
     kind: Kind,
+    there: str,
+    device: str,
 ) -> Added:
     machine.say(f"{kind.server}: {kind.model} in {'binary' if kind.binary else 'JSON'}")
     job = _job(kind)
@@ -221,8 +223,7 @@ async def _take_turns(
             "Content-Type": "application/octet-stream",
             oip.HEADER_LENGTH_HTTP: str(len(job.header)),
         }
-    # A server and the device know the model by different names.
-    there = f"{server.url}/v2/models/{kind.model}/infer"
+    # The server and the device know the model by different names.
     here = f"{device}/v2/models/{kind.name}/infer"
 
     async def ask(url: str, job_id: str) -> None:

@@ -118,10 +118,7 @@ def bare_loop(
     folder: Path, port: int, device: str, models: Mapping[str, Path], first: JobKind
 ) -> Iterator[Side]:
     """Run the bare loop."""
-    script = Path(__file__).with_name("bare_loop.py")
-    arguments = [f"{name}={path}" for name, path in models.items()]
-    command = [sys.executable, str(script), str(port), device, *arguments]
-    with _side("bare loop", command, folder, port, device, first) as side:
+    with _bare("loop", folder, port, device, first, models) as side:
         yield side
 
 
@@ -180,11 +177,8 @@ def bare_bridge(
     folder: Path, port: int, device: str, urls: Mapping[str, str], first: JobKind
 ) -> Iterator[Side]:
     """Run the bare bridge, to these models' URLs."""
-    script = Path(__file__).with_name("bare_bridge.py")
-    arguments = [f"{name}={url}" for name, url in urls.items()]
-    file = folder / f"{device}.answers"
-    command = [sys.executable, str(script), str(port), device, str(file), *arguments]
-    with _side("bare bridge", command, folder, port, device, first) as side:
+    answers = str(folder / f"{device}.answers")
+    with _bare("bridge", folder, port, device, first, urls, answers) as side:
         yield side
 
 
@@ -300,6 +294,24 @@ def ask(port: int, device: str, kind: JobKind) -> list[list[float]]:
     finally:
         client.close()
     raise SideError(f"{device} does not answer a job for {kind.model}")
+
+
+@contextlib.contextmanager
+def _bare(
+    kind: str,
+    folder: Path,
+    port: int,
+    device: str,
+    first: JobKind,
+    models: Mapping[str, object],
+    *more: str,
+) -> Iterator[Side]:
+    """Run one of the bare scripts, which is told of each model by ``name=what``."""
+    script = Path(__file__).with_name(f"bare_{kind}.py")
+    served = [f"{name}={what}" for name, what in models.items()]
+    command = [sys.executable, str(script), str(port), device, *more, *served]
+    with _side(f"bare {kind}", command, folder, port, device, first) as side:
+        yield side
 
 
 @contextlib.contextmanager

@@ -445,11 +445,14 @@ class Adaptive:
 
         It is `explore` where the job would be worth its while at the good end of what is not known.
         """
-        options = self._options
-        hoped_s = best.mean_s * math.exp(-OPTIMISM * self._ignorance(best))
-        used, late = used_and_late(hoped_s, NOISE, deadline_s)
-        cost = options.latency * used + options.miss * late + best.fixed
-        return options.explore * (NO_HOPE if cost > options.miss else 1.0)
+        hoped_s = _hoped_s(best, self._ignorance(best))
+        cost = self._hoped_cost(best, hoped_s, NOISE, deadline_s)
+        return self._options.explore * (NO_HOPE if cost > self._options.miss else 1.0)
+
+    def _hoped_cost(self, each: Expected, hoped_s: float, noise: float, deadline_s: float) -> float:
+        """Give what a route comes to with another latency, where it does not fail."""
+        used, late = used_and_late(hoped_s, noise, deadline_s)
+        return self._options.latency * used + self._options.miss * late + each.fixed
 
     def _curiosity(
         self, plain: list[Expected], best: Expected, now_s: float, deadline_s: float
@@ -478,13 +481,12 @@ class Adaptive:
             known = self._known.get(each.route.name)
             if known is not None and now_s < known.next_at_s:
                 continue
-            # The good end of what is not known, with the noise that there is in any case.
-            hoped_s = each.mean_s * math.exp(-OPTIMISM * ignorance)
+            hoped_s = _hoped_s(each, ignorance)
             if hoped_s > after_s or hoped_s * per_s + each.fixed >= least:
                 continue
+            # The noise that there is in any case.
             noise = math.sqrt(max(each.spread * each.spread - ignorance * ignorance, NOISE * NOISE))
-            used, late = used_and_late(hoped_s, noise, deadline_s)
-            cost = self._options.latency * used + self._options.miss * late + each.fixed
+            cost = self._hoped_cost(each, hoped_s, noise, deadline_s)
             if cost >= least:
                 continue
             least = cost
@@ -528,6 +530,11 @@ class _Curious(NamedTuple):
 
 
 _by_cost = attrgetter("cost")
+
+
+def _hoped_s(each: Expected, ignorance: float) -> float:
+    """Give a route's latency at the good end of what is not known."""
+    return each.mean_s * math.exp(-OPTIMISM * ignorance)
 
 
 @dataclass(slots=True)
