@@ -160,7 +160,10 @@ class Waiter(Protocol):
         """Whether it waits no more."""
 
     def take(self, answer: Answer) -> None:
-        """Take the answer, which is durable by then; no effect where it has gone."""
+        """Take the answer; no effect where it has gone.
+
+        The answer is durable by then, unless nobody could ask for it again.
+        """
 
     def give_back(self) -> None:
         """Learn that a job that was lent will not be answered here."""

@@ -86,6 +86,27 @@ def busy_s() -> float:
     return float(times.user + times.system)
 
 
+def split_cores() -> tuple[set[int], set[int]]:
+    """Split the cores that we have between another machine's part and the device's.
+
+    A machine of one core shares it.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    return set(cores[half:]), set(cores[:half] or cores)
+
+
+@contextlib.contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Keep to these cores for the time of a block, with all that is started in it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def warnings(disk: Disk, others_cpu_ratios: Sequence[float]) -> Iterator[str]:
     """Tell what of the machine makes the figures doubtful."""
     if not disk.is_real:

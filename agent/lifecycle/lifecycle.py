@@ -406,11 +406,15 @@ class Lifecycle:
 
     def _settle(self, record: Record, answer: Answer) -> None:
         self._store.move(record, Move.ANSWER)
+        unrepeatable = _is_unrepeatable(record)
         record.lent = False
         record.answer = answer
         self._events.emit(Answered(record.job or self._shell(record), answer))
         askers = record.askers
-        self._store.write(record, AT_ONCE_S, lambda: self._publish(record, askers))
+        if unrepeatable:
+            self.outbox.hand_over(answer, askers)
+        within_s = SOON_S if unrepeatable else AT_ONCE_S
+        self._store.write(record, within_s, lambda: self._publish(record, askers))
 
     def _publish(self, record: Record, askers: tuple[Asker, ...]) -> None:
         """Get an answer out, now that it is durable."""
@@ -644,6 +648,16 @@ def _joined(askers: tuple[Asker, ...], asker: Asker) -> tuple[Asker, ...]:
     waiting = (each for each in askers if _is_waiting(each))
     remote = [each for each in askers if each.waiter is None]
     return (*remote[-MAX_ASKERS + 1 :], *waiting, asker)
+
+
+def _is_unrepeatable(record: Record) -> bool:
+    """Tell whether nobody could ask for the answer again, and be given another after a crash.
+
+    Then the disk need not have it first.
+    """
+    if record.job is None or record.job.named or record.lent:
+        return False
+    return all(asker.waiter is not None for asker in record.askers)
 
 
 def _is_waiting(asker: Asker) -> bool:

@@ -56,9 +56,7 @@ class Outbox:
         Where nobody is to be told by messages, its deliveries are over at once.
         """
         assert record.answer is not None
-        for asker in askers:
-            if asker.waiter is not None:
-                asker.waiter.take(record.answer)
+        self.hand_over(record.answer, askers)
         remote = [asker for asker in askers if asker.waiter is None]
         if not remote:
             if record.n not in self._tasks:
@@ -71,6 +69,12 @@ class Outbox:
             task = loop.create_task(self._send(record, record.answer, asker))
             tasks.add(task)
             task.add_done_callback(lambda task: self._on_done(record, task))
+
+    def hand_over(self, answer: Answer, askers: tuple[Asker, ...]) -> None:
+        """Give an answer to those of the askers who wait in this process."""
+        for asker in askers:
+            if asker.waiter is not None:
+                asker.waiter.take(answer)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for what is on the way, then give up: it is stored, and goes out next time."""

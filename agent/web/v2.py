@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -47,7 +48,7 @@ UNAVAILABLE = 503
 RETRY_AFTER_S = 1
 # An answer comes by its deadline, or soon after; unless the disk takes nothing.
 ANSWER_GRACE_S = 5.0
-# Smaller answers are not worth compressing; larger ones are compressed beside the event loop.
+# Smaller answers are not worth compressing; far larger ones are compressed beside the event loop.
 COMPRESS_FROM_BYTES = 1024
 COMPRESS_ASIDE_BYTES = 64 * 1024
 # A client that does not read its answer is cut off.
@@ -269,9 +270,11 @@ class _Waiter:
 
     async def answer(self, timeout_s: float) -> Answer | None:
         """Wait for the answer; None where there is none by then, or none will come."""
-        done, _ = await asyncio.wait((self._taken,), timeout=timeout_s)
-        self.release()
-        return self._taken.result() if done else None
+        timer = asyncio.get_running_loop().call_later(timeout_s, self.release)
+        try:
+            return await self._taken
+        finally:
+            timer.cancel()
 
 
 async def _send(request: web.Request, answer: Answer, job: Job) -> web.StreamResponse:
@@ -285,7 +288,7 @@ async def _send(request: web.Request, answer: Answer, job: Job) -> web.StreamRes
     )
     if header_length is not None:
         response.headers[HEADER_LENGTH_HTTP] = str(header_length)
-    if len(body) >= COMPRESS_FROM_BYTES:
+    if len(body) >= COMPRESS_FROM_BYTES and not _is_local(request):
         response.enable_compression()  # in a way that the client asks for, if any
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -296,6 +299,14 @@ async def _send(request: web.Request, answer: Answer, job: Job) -> web.StreamRes
         assert request.transport is not None
         request.transport.abort()
     return response
+
+
+def _is_local(request: web.Request) -> bool:
+    """Tell whether the client is on this device, where compressing costs more than it saves."""
+    try:
+        return request.remote is not None and ipaddress.ip_address(request.remote).is_loopback
+    except ValueError:
+        return False
 
 
 def _refusal(answer: Answer, status: int) -> web.Response:

@@ -311,6 +311,8 @@ async def test_a_large_answer_is_compressed_where_that_is_asked_for(
     serving, digits, monkeypatch, asked, undo
 ):
     monkeypatch.setattr(v2, "COMPRESS_FROM_BYTES", 10)
+    # Another machine can't be had here.
+    monkeypatch.setattr(v2, "_is_local", lambda _: False)
     async with aiohttp.ClientSession(auto_decompress=False) as http:
         said = await http.post(
             f"http://{serving.daemon.web.address}{INFER}",
@@ -320,6 +322,24 @@ async def test_a_large_answer_is_compressed_where_that_is_asked_for(
         )
         assert said.headers.get("Content-Encoding") == asked
         assert digits.read(json.loads(undo(await said.read()))) == "3"
+
+
+async def test_on_the_device_itself_nothing_is_compressed(serving, digits, monkeypatch):
+    monkeypatch.setattr(v2, "COMPRESS_FROM_BYTES", 10)
+    said = await serving.post(INFER, digits.request("j1"), {"Accept-Encoding": "gzip"})
+    assert said.status == 200
+    assert "Content-Encoding" not in said.headers
+
+
+async def test_without_an_id_of_its_own_a_job_does_not_wait_for_the_disk(serving, digits, commits):
+    await serving.post(INFER, digits.request("first"))
+    with commits.held(serving):
+        named = asyncio.create_task(serving.post(INFER, digits.request("named")))
+        said = await serving.post(INFER, digits.request(""))
+        assert digits.read(said.json) == "3"
+        await commits.tried()
+        assert not named.done()
+    assert digits.read((await named).json) == "3"
 
 
 async def test_the_token_guards_it(serve, configure, tmp_path, digits):

@@ -69,6 +69,38 @@ async def test_all_who_wait_take_the_answer_once_it_is_on_disk(hang, make_job, u
     assert served.delivered == []  # by messages
 
 
+async def test_who_waits_for_a_job_without_an_id_of_its_own_does_not_wait_for_the_disk(
+    hang, make_job, until
+):
+    served = await hang()
+    waiter = Waiter()
+    submit(served, make_job(named=False), waiter)
+    served.store.disk.may_write.clear()
+    served.may_end.set()
+    await until(lambda: waiter.answers)
+    assert rows(served) == []
+    served.store.disk.may_write.set()
+    await until(lambda: served.store.counts[State.PUBLISHED] == 1)
+    assert rows(served) == ["j1"]
+    assert len({id(answer) for answer in waiter.answers}) == 1
+
+
+async def test_of_a_job_that_is_asked_for_by_message_nobody_has_the_answer_before_the_disk(
+    hang, make_job, until
+):
+    served = await hang()
+    waiter = Waiter()
+    submit(served, make_job(named=False), waiter)
+    served.submit(make_job())
+    served.store.disk.may_write.clear()
+    served.may_end.set()
+    await until(lambda: not served.lifecycle.unfinished)
+    assert waiter.answers == []
+    served.store.disk.may_write.set()
+    await served.answer("j1")
+    await until(lambda: waiter.answers)
+
+
 async def test_who_asks_by_message_too_is_told_by_message(hang, make_job, until):
     served = await hang()
     waiter = Waiter()
