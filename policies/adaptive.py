@@ -19,8 +19,9 @@ from policies.api import (
 )
 from policies.cost import Weights, scarcity
 from policies.crowd import Crowd
+from policies.expected import HEDGE_ROOM, Expected, with_failures
 from policies.features import amount
-from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, above, spread_of, used_and_late
+from policies.lognormal import AMOUNT_MOST, SPREAD_MOST, spread_of, used_and_late
 from policies.radio import TailShare
 from policies.virtual_queues import VirtualQueues
 
@@ -55,51 +56,6 @@ DEFER_S = 30.0
 DEADLINE_LEAST_S = 1e-3
 # Endpoints cost the same where they differ by less than this share: their weights decide.
 TIE = 0.02
-# A hedge is worth its while from this much of a deadline on.
-HEDGE_GAIN = 0.01
-# The second route gets this many times its p95.
-HEDGE_ROOM = 1.2
-
-
-class Expected(NamedTuple):
-    """What one route is expected to come to."""
-
-    route: RouteView
-    mean_s: float  # latency
-    spread: float  # of its logarithm; infinity where nothing is known
-    cost: float
-    miss: float  # probability of no result by the deadline
-    latency: float  # expected share of the deadline used
-    energy: float  # in deadlines, as the cost
-    money: float
-    toll: float  # what jobs that come after it lose by it
-    fixed: float  # energy, money and toll together, which are paid however it ends
-    awake: float  # the cost were the radio awake anyway
-    budget: float = 0.0  # of the fixed cost, for budgets that are spent ahead of their time
-    hedge: str | None = None  # a second route, and when it is started
-    after_s: float = 0.0
-
-    def with_costs(
-        self, cost: float, miss: float, hedge: str | None = None, after_s: float = 0.0
-    ) -> Expected:
-        """Give the same with failures, or a hedge, counted; quicker than `_replace`."""
-        route, mean_s, spread, _, _, latency, energy, money, toll, fixed, awake, budget, _, _ = self
-        return Expected(
-            route,
-            mean_s,
-            spread,
-            cost,
-            miss,
-            latency,
-            energy,
-            money,
-            toll,
-            fixed,
-            awake,
-            budget,
-            hedge,
-            after_s,
-        )
 
 
 class Adaptive:
@@ -148,6 +104,7 @@ class Adaptive:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._weights = Weights(options.latency, options.miss, options.joule, options.money)
         self._chance = random.Random(options.seed)  # noqa: S311 - no secret
         self._known: dict[str, _Known] = {}  # by route
         self._tail = TailShare()
@@ -343,8 +300,6 @@ class Adaptive:
 
     def _with_failures(self, each: Expected, ranked: list[Expected], deadline_s: float) -> Expected:
         """Add what failures cost, with the next best route as a second try or as a hedge."""
-        # In this order, what is no number is 0.
-        fails = min(max(0.0, each.route.estimate.failure_probability or 0.0), 1.0)
         other: Expected | None = ranked[0]
         if ranked[0].route is each.route:
             other = ranked[1] if len(ranked) > 1 else None
@@ -352,79 +307,9 @@ class Adaptive:
         gone_s = FAILS_AFTER * deadline_s
         if known is not None and known.failures:
             gone_s = min(known.failed_s, deadline_s)
-        cost, miss = each.cost, each.miss
-        if fails > 0.0:
-            cost, miss = self._tried_again(each, other, fails, gone_s, deadline_s)
-        hedge, after_s = None, 0.0
-        # The most that a hedge could save: all that comes of failing and of being late.
-        least = (1.0 - fails) * (each.cost - self._options.miss * each.miss)
-        if other is not None and self._options.hedge and cost - least >= HEDGE_GAIN:
-            hedged = self._hedged(each, other, fails, gone_s, deadline_s)
-            if hedged is not None and cost - hedged[0] >= HEDGE_GAIN:
-                cost, miss, after_s = hedged
-                hedge = other.route.name
-        return each.with_costs(cost, miss, hedge, after_s)
-
-    def _tried_again(
-        self,
-        each: Expected,
-        other: Expected | None,
-        fails: float,
-        gone_s: float,
-        deadline_s: float,
-    ) -> tuple[float, float]:
-        """Give cost and misses where a failure shows after `gone_s`, then the other is tried."""
-        if other is None or gone_s >= deadline_s:
-            gone = min(gone_s / deadline_s, 1.0)
-            failed = self._options.latency * gone + self._options.miss + each.fixed
-            return (1.0 - fails) * each.cost + fails * failed, (1.0 - fails) * each.miss + fails
-        used, late = used_and_late(other.mean_s, other.spread, deadline_s - gone_s)
-        return self._then_other(each, other, fails, used, late, gone_s, deadline_s)
-
-    def _then_other(
-        self,
-        each: Expected,
-        other: Expected,
-        fails: float,
-        used: float,
-        late: float,
-        gone_s: float,
-        deadline_s: float,
-    ) -> tuple[float, float]:
-        """As `_tried_again`, given what the other uses of the time that is left, and its misses."""
-        options = self._options
-        used = 1.0 - (1.0 - used) * (1.0 - gone_s / deadline_s)
-        failed = options.latency * used + options.miss * late + each.fixed + other.fixed
-        return (1.0 - fails) * each.cost + fails * failed, (1.0 - fails) * each.miss + fails * late
-
-    def _hedged(
-        self, each: Expected, other: Expected, fails: float, gone_s: float, deadline_s: float
-    ) -> tuple[float, float, float] | None:
-        """Give cost and misses where the other one is started while there is no answer, and when.
-
-        As late as possible: at the first one's p95, or earlier if the second could not be in time
-        then.
-        """
-        p95_s, needs_s = each.route.estimate.latency_p95_s, other.route.estimate.latency_p95_s
-        if (
-            p95_s is None
-            or each.spread > SPREAD_MOST
-            or other.spread > SPREAD_MOST
-            or needs_s is None
-        ):
-            return None
-        after_s = min(p95_s, deadline_s - HEDGE_ROOM * needs_s)
-        if not each.mean_s <= after_s < deadline_s:
-            return None
-        used, late = used_and_late(other.mean_s, other.spread, deadline_s - after_s)
-        cost, miss = each.cost, each.miss * late
-        if fails > 0.0 and gone_s < after_s:
-            cost, miss = self._tried_again(each, other, fails, gone_s, deadline_s)
-        elif fails > 0.0:
-            cost, miss = self._then_other(each, other, fails, used, late, after_s, deadline_s)
-        saved = self._options.miss * each.miss * (1.0 - late)
-        begun = (1.0 - fails) * above(math.log(after_s / each.mean_s) / each.spread)
-        return cost - (1.0 - fails) * saved + begun * other.fixed, miss, after_s
+        return with_failures(
+            each, other, self._weights, gone_s, deadline_s, may_hedge=self._options.hedge
+        )
 
     def _is_hopeless(self, best: Expected, priority: int) -> bool:
         """Tell whether a miss at once is cheaper, for the job or for those that wait for it.

@@ -28,6 +28,7 @@ from agent.job import Account, Answer, Asker, Deferral, ErrorCode, Job, JobError
 from agent.life import MAX_CRASHES, UNFINISHED, Move, State
 from agent.lifecycle.backlog import Backlog
 from agent.lifecycle.line import Line
+from agent.lifecycle.live import Live, joined
 from agent.lifecycle.outbox import Outbox
 from agent.router.router import Router
 from agent.store import (
@@ -40,7 +41,6 @@ from agent.store import (
     Store,
     StoreError,
 )
-from agent.wire.stored import fingerprint
 
 log = structlog.get_logger(__name__)
 
@@ -51,10 +51,6 @@ DEFERRED_PAUSE_LAST_S = 60.0
 FULL_RETRY_AFTER_S = 60.0
 TICK_S = 1.0
 LATE_AT_ONCE = 256
-# Who asks under one id from ever new places; those who asked last are answered.
-MAX_ASKERS = 64
-# A packet id comes round again: an old job of the same id is another one.
-REDELIVERED_WITHIN_S = 24 * 3600.0
 
 Done = Callable[[], None]
 
@@ -87,13 +83,9 @@ class Lifecycle:
         self._line = Line(limits, clock)
         self._backlog = Backlog(store, router, clock)
         self.outbox = Outbox(self._on_delivered)
-        # What is in memory; of it the disk may not yet know all.
-        self._live: dict[int, Record] = {}
-        self._by_id: dict[str, Record] = {}
+        self._live = Live(store)
         self._tasks: dict[int, asyncio.Task[Answer | Deferral]] = {}
         self._settled: dict[int, list[Done]] = {}
-        # Who in this process waits for jobs that are on disk only.
-        self._waiters: dict[int, tuple[Asker, ...]] = {}
         self._wake = asyncio.Event()
         self._late_at = 0.0
         self._stopping = False
@@ -145,15 +137,15 @@ class Lifecycle:
         self._require_store()
         record = None
         if job.named:
-            record, mid = self._known(job.id), None
+            record, mid = self._live.find(job.id), None
         elif again and mid is not None:
-            record = self._unnamed(job, mid)
-        if record is None or self._is_past(record):
+            record = self._live.find_unnamed(job, mid)
+        if record is None or self._live.is_past(record):
             if lent:
                 self._borrow(job, asker, None if again else intake, in_place_of=record)
             else:
                 self._take_on(job, asker, intake, taken, mid, in_place_of=record)
-        elif self._is_same(record, job):
+        elif self._live.is_same(record, job):
             self._join(record, asker, taken, lent=lent)
         else:
             error = JobError(ErrorCode.BAD_REQUEST, f"id '{job.id}' stands for a different job")
@@ -167,7 +159,7 @@ class Lifecycle:
         """
         self._require_store()
         record = self._store.add_answer(answer, (asker,))
-        self._hold(record)
+        self._live.hold(record)
         self._settled[record.n] = [taken]
         self._store.write(record, AT_ONCE_S, lambda: self._publish(record, record.askers))
 
@@ -181,11 +173,11 @@ class Lifecycle:
         Raises:
             StoreError: The job can't be looked up now.
         """
-        record = self._known(job_id)
+        record = self._live.find(job_id)
         if record is None or record.state not in UNFINISHED:
             taken()
             return record is not None
-        self._hold(record)
+        self._live.hold(record)
         self._settled.setdefault(record.n, []).append(taken)
         self._end(record, JobError(ErrorCode.CANCELLED, f"job '{job_id}' was cancelled"))
         return True
@@ -267,7 +259,7 @@ class Lifecycle:
         record = self._store.add(job, asker, left_s=left_s, mid=mid)
         if in_place_of is not None:
             self._store.replace(record, in_place_of)
-        self._hold(record)
+        self._live.hold(record)
         return record
 
     def _admit(self, record: Record, job: Job) -> None:
@@ -372,15 +364,15 @@ class Lifecycle:
     def _give_back(self, record: Record) -> None:
         """Forget a job that is lent."""
         self._store.forget(record)
-        self._drop(record)
-        for asker in self._waiters.pop(record.n, ()):
+        self._live.drop(record)
+        for asker in self._live.take_waiters(record):
             assert asker.waiter is not None
             asker.waiter.give_back()
 
     def _let_go(self, record: Record) -> None:
         """Forget what is on disk now."""
         if record.parked and not self._store.is_dirty(record):
-            self._drop(record)
+            self._live.drop(record)
             self._backlog.ended(record, came_back=True)
             self._wake.set()
 
@@ -447,24 +439,9 @@ class Lifecycle:
 
     def _forget(self, record: Record) -> None:
         if record.state is State.PUBLISHED and not self._store.is_dirty(record):
-            self._drop(record)
+            self._live.drop(record)
             if self._store.lanes[OUTBOX]:
                 self._wake.set()
-
-    def _hold(self, record: Record) -> None:
-        self._live[record.n] = record
-        record.askers = (*record.askers, *self._waiters.pop(record.n, ()))
-        if record.id is not None:
-            self._by_id[record.id] = record
-
-    def _drop(self, record: Record) -> None:
-        self._live.pop(record.n, None)
-        if record.state is not State.PUBLISHED:
-            waiters = tuple(asker for asker in record.askers if _is_waiting(asker))
-            if waiters:
-                self._waiters[record.n] = waiters
-        if record.id is not None and self._by_id.get(record.id) is record:
-            del self._by_id[record.id]
 
     def _require_store(self) -> None:
         if self._store.trouble is not None:
@@ -472,33 +449,9 @@ class Lifecycle:
 
     # The same job again.
 
-    def _known(self, job_id: str) -> Record | None:
-        return self._by_id.get(job_id) or self._store.reader.find(job_id)
-
-    def _unnamed(self, job: Job, mid: int) -> Record | None:
-        for record in self._live.values():
-            if record.mid == mid and self._is_same(record, job):
-                return record
-        found = self._store.reader.find_unnamed(mid, self._store.now() - REDELIVERED_WITHIN_S)
-        return found if found is not None and self._is_same(found, job) else None
-
-    def _is_past(self, record: Record) -> bool:
-        return record.expires is not None and record.expires <= self._store.now()
-
-    def _is_same(self, record: Record, job: Job) -> bool:
-        known = record.job
-        if known is not None:
-            return (known.model, known.inputs, known.outputs, known.image) == (
-                *(job.model, job.inputs, job.outputs, job.image),
-            )
-        if record.fingerprint is None and record.id is not None:
-            found = self._store.reader.find(record.id)
-            record.fingerprint = None if found is None else found.fingerprint
-        return record.fingerprint in (None, fingerprint(job))
-
     def _join(self, record: Record, asker: Asker, taken: Done, *, lent: bool) -> None:
         if record.state in UNFINISHED:
-            record.askers = _joined(record.askers, asker)
+            record.askers = joined(record.askers, asker)
             record.lent = record.lent and lent
             if record.lent:
                 return
@@ -506,7 +459,7 @@ class Lifecycle:
         else:
             self._load_answer(record)
             waiting = record.askers if record.state is State.ANSWERED else ()
-            record.askers = _joined(waiting, asker)
+            record.askers = joined(waiting, asker)
             # Nobody has been delivering one that waited on disk.
             askers = record.askers if record.parked else (asker,)
             if record.parked:
@@ -517,7 +470,7 @@ class Lifecycle:
                 taken()
                 self.outbox.send(record, askers)
 
-        self._hold(record)
+        self._live.hold(record)
         self._store.write(record, SOON_S, then)
         if record.parked:
             self._store.write(record, SOON_S, lambda: self._let_go(record))
@@ -543,14 +496,14 @@ class Lifecycle:
         for record in self._store.reader.late(self._store.now(), LATE_AT_ONCE):
             if record.n not in self._live:
                 self._late_at = 0.0  # there may be more
-                self._hold(record)
+                self._live.hold(record)
                 error = JobError(ErrorCode.DEADLINE_EXCEEDED, "its deadline passed while it waited")
                 self._end(record, error)
 
     def _take_up_answer(self, record: Record) -> None:
         self._load_answer(record)
         self._store.unpark(record)
-        self._hold(record)
+        self._live.hold(record)
         self.outbox.send(record, record.askers)
 
     def _load_answer(self, record: Record) -> None:
@@ -576,7 +529,7 @@ class Lifecycle:
             except StoreError:
                 self._backlog.ended(record, came_back=True)
                 raise
-        self._hold(record)
+        self._live.hold(record)
         if job is None:
             self._end(record, error)
             return
@@ -589,7 +542,7 @@ class Lifecycle:
     # Events and troubles.
 
     def _on_started(self, event: Started) -> None:
-        record = self._by_id.get(event.job.id)
+        record = self._live.under(event.job.id)
         if record is not None and record.state is State.WAITING:
             self._line.begin(record)
             self._store.move(record, Move.START)
@@ -597,13 +550,13 @@ class Lifecycle:
                 self._store.write(record, LATER_S)
 
     def _on_retrying(self, event: Retrying) -> None:
-        record = self._by_id.get(event.job.id)
+        record = self._live.under(event.job.id)
         if record is not None and record.state is State.RUNNING:
             self._store.move(record, Move.RETURN)
 
     def _write_all(self) -> None:
         """Write what is in memory to a file that is new and empty."""
-        for record in list(self._live.values()):
+        for record in self._live:
             self._store.add_again(record)
             if record.job is None and record.answer is None:
                 error = JobError(ErrorCode.INTERNAL, "the store broke and the job's data with it")
@@ -611,8 +564,8 @@ class Lifecycle:
 
     def _give_up(self, record: Record, waiting: Sequence[Done]) -> None:
         """Answer a job that the store can't write: with an error that it can."""
-        self._drop(record)
-        self._waiters.pop(record.n, None)
+        self._live.drop(record)
+        self._live.take_waiters(record)
         self._line.leave(record)
         if record.n in self._tasks:
             self._tasks[record.n].cancel()
@@ -620,7 +573,7 @@ class Lifecycle:
             return  # that was the error
         answer = self._error(record, JobError(ErrorCode.INTERNAL, "the job can't be stored"))
         error = self._store.add_answer(answer, record.askers)
-        self._hold(error)
+        self._live.hold(error)
         self._settled[error.n] = [*self._settled.pop(record.n, ()), *waiting]
         self._store.write(error, AT_ONCE_S, lambda: self._publish(error, error.askers))
 
@@ -641,15 +594,6 @@ class Lifecycle:
         )
 
 
-def _joined(askers: tuple[Asker, ...], asker: Asker) -> tuple[Asker, ...]:
-    if asker in askers:
-        return askers
-    # Open requests are bounded by themselves, and each gets its answer.
-    waiting = (each for each in askers if _is_waiting(each))
-    remote = [each for each in askers if each.waiter is None]
-    return (*remote[-MAX_ASKERS + 1 :], *waiting, asker)
-
-
 def _is_unrepeatable(record: Record) -> bool:
     """Tell whether nobody could ask for the answer again, and be given another after a crash.
 
@@ -658,7 +602,3 @@ def _is_unrepeatable(record: Record) -> bool:
     if record.job is None or record.job.named or record.lent:
         return False
     return all(asker.waiter is not None for asker in record.askers)
-
-
-def _is_waiting(asker: Asker) -> bool:
-    return asker.waiter is not None and not asker.waiter.gone

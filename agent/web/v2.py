@@ -48,9 +48,9 @@ UNAVAILABLE = 503
 RETRY_AFTER_S = 1
 # An answer comes by its deadline, or soon after; unless the disk takes nothing.
 ANSWER_GRACE_S = 5.0
-# Smaller answers are not worth compressing; far larger ones are compressed beside the event loop.
+# Smaller answers are not worth compressing; larger ones are compressed beside the event loop.
 COMPRESS_FROM_BYTES = 1024
-COMPRESS_ASIDE_BYTES = 64 * 1024
+COMPRESS_ASIDE_BYTES = 8 * 1024
 # A client that does not read its answer is cut off.
 SEND_TIMEOUT_S = 30.0
 

@@ -129,7 +129,7 @@ class Stage:
 
     def state(self, job_id="j1"):
         """Give a job's state in memory, or else on disk."""
-        record = self.lifecycle._by_id.get(job_id)
+        record = self.lifecycle._live.under(job_id)
         return (record or self.store.reader.find(job_id)).state
 
     def row(self, job_id="j1"):
@@ -573,7 +573,7 @@ async def test_a_pause_puts_back_what_waits_and_lets_end_what_runs(stage, until)
     await life.bring(State.RUNNING, "runs")
     await life.bring(State.WAITING, "waits")
     life.lifecycle.pause()
-    await until(lambda: "waits" not in life.lifecycle._by_id)
+    await until(lambda: life.lifecycle._live.under("waits") is None)
     assert life.row("waits") == (State.WAITING, True, 0)
     life._may_end.set()
     assert code(await life.served.answer("runs")) is None
@@ -1065,7 +1065,7 @@ async def test_a_replaced_file_still_knows_what_an_id_stands_for(
     await life.bring(State.RUNNING, asker=FIRST)
     await life.store.flush()
     fail_once(life.store)
-    record = life.lifecycle._by_id["j1"]
+    record = life.lifecycle._live.under("j1")
     record.attempts = 1
     await life.store.written(record)
     await life.store.flush()

@@ -133,7 +133,7 @@ async def test_who_waits_for_a_job_is_remembered_while_it_is_on_disk_only(serve,
     assert rows(served) == ["j1"]
     served.lifecycle.resume()
     await until(lambda: waiter.answers)
-    assert served.lifecycle._waiters == {}
+    assert served.lifecycle._live._waiters == {}
 
 
 async def test_a_job_that_is_lent_is_not_on_disk_before_its_answer(hang, make_job, until):
@@ -176,7 +176,7 @@ async def test_a_lent_job_that_would_be_deferred_is_given_back(serve, make_job, 
     submit(served, make_job(deferrable=True), waiter, lent=True)
     await until(lambda: waiter.given_back)
     assert served.store.counts.total() == 0
-    assert served.lifecycle._live == {}
+    assert not served.lifecycle._live
 
 
 async def test_lent_jobs_that_run_when_the_daemon_stops_are_given_back(hang, make_job, until):
