@@ -242,7 +242,7 @@ class Lifecycle:
         record = self._add(job, asker, mid, in_place_of)
         self._events.emit(Received(job, intake))
         self._admit(record, job)
-        self._store.write(record, SOON_S, taken)
+        self._store.write(record, LATER_S if _is_unrepeatable(record) else SOON_S, taken)
 
     def _borrow(
         self, job: Job, asker: Asker, intake: str | None, in_place_of: Record | None
@@ -405,7 +405,7 @@ class Lifecycle:
         askers = record.askers
         if unrepeatable:
             self.outbox.hand_over(answer, askers)
-        within_s = SOON_S if unrepeatable else AT_ONCE_S
+        within_s = LATER_S if unrepeatable else AT_ONCE_S
         self._store.write(record, within_s, lambda: self._publish(record, askers))
 
     def _publish(self, record: Record, askers: tuple[Asker, ...]) -> None:
@@ -597,7 +597,7 @@ class Lifecycle:
 def _is_unrepeatable(record: Record) -> bool:
     """Tell whether nobody could ask for the answer again, and be given another after a crash.
 
-    Then the disk need not have it first.
+    Then the disk need not have it first, nor the job: who waits learns of the crash by itself.
     """
     if record.job is None or record.job.named or record.lent:
         return False

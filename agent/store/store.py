@@ -49,7 +49,8 @@ log = structlog.get_logger(__name__)
 # its own answer: then its payload need not be written at all.
 AT_ONCE_S = 0.0
 SOON_S = 0.01
-# What a crash may undo without harm: a mark that a run began, or that the broker took an answer.
+# What a crash may undo without harm: a mark that a run began, or that the broker took an answer; a
+# job that nobody could ask for again.
 LATER_S = 0.25
 # Whoever reads the decision log has it before they could ask.
 DECISION_S = 0.05

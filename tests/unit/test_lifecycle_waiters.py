@@ -85,6 +85,16 @@ async def test_who_waits_for_a_job_without_an_id_of_its_own_does_not_wait_for_th
     assert len({id(answer) for answer in waiter.answers}) == 1
 
 
+async def test_a_job_without_an_id_of_its_own_is_in_no_hurry_to_be_on_disk(hang, make_job):
+    served = await hang()
+    submit(served, make_job(named=False), Waiter())
+    submit(served, make_job("j2"), Waiter())
+    unnamed, named = map(served.lifecycle._live.under, ("j1", "j2"))
+    assert unnamed.due > named.due
+    await served.store.flush()
+    assert rows(served) == ["j1", "j2"]
+
+
 async def test_of_a_job_that_is_asked_for_by_message_nobody_has_the_answer_before_the_disk(
     hang, make_job, until
 ):
