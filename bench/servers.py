@@ -42,6 +42,11 @@ FACE = "face"
 # The pattern that the batched model is asked for.
 WIDTH = 4096
 BATCHED, ALONE = "recall", "recall-alone"
+# How a request is made: directly; by Edgewise over MQTT, over HTTP, and over HTTP without an id, so
+# that nobody could ask for its answer again; over MQTT by the bare bridge.
+DIRECT, BRIDGED = "direct", "bridge"
+OURS = ("mqtt", "http", "unnamed")
+WAYS = (*OURS, BRIDGED)
 # What must hold.
 MOST_ADDED_MS = 2.0
 LEAST_GAIN = 2.0
@@ -98,41 +103,21 @@ class Added:
 
     kind: Kind
     body_bytes: int
-    direct: list[float]
-    edgewise: list[float]  # over MQTT
-    http: list[float]  # by Edgewise over HTTP
-    unnamed: list[float]  # the same without an id, so that nobody could ask again
-    bridge: list[float]  # over MQTT by the bare bridge
+    times: Mapping[str, list[float]]  # by way, and those that are made directly
 
     @property
     def direct_p50(self) -> float:
         """The middle direct request."""
-        return statistics.median(self.direct)
+        return statistics.median(self.times[DIRECT])
 
-    @property
-    def added_p50(self) -> float:
-        """What the middle job takes longer."""
-        return statistics.median(self.edgewise) - self.direct_p50
-
-    @property
-    def added_http_p50(self) -> float:
-        """The same over HTTP."""
-        return statistics.median(self.http) - self.direct_p50
-
-    @property
-    def added_unnamed_p50(self) -> float:
-        """The same without an id."""
-        return statistics.median(self.unnamed) - self.direct_p50
-
-    @property
-    def bridge_p50(self) -> float:
-        """The same of the bare bridge."""
-        return statistics.median(self.bridge) - self.direct_p50
+    def adds(self, way: str) -> float:
+        """What the middle request takes longer in one of `WAYS`."""
+        return statistics.median(self.times[way]) - self.direct_p50
 
     @property
     def holds(self) -> bool | None:
         """Whether that is little enough in all ways; None where it is not about this kind."""
-        added = max(self.added_p50, self.added_http_p50, self.added_unnamed_p50)
+        added = max(self.adds(way) for way in OURS)
         return added < MOST_ADDED_MS if self.kind.targeted else None
 
 
@@ -228,18 +213,12 @@ async def _take_turns(
     device: str,
 ) -> Added:
     machine.say(f"{kind.server}: {kind.model} in {'binary' if kind.binary else 'JSON'}")
-    job = _job(kind)
+    job, unnamed = _job(kind), _job(kind, named=False)
     # The server and the device know the model by different names.
     here = f"{device}/v2/models/{kind.name}/infer"
 
-    async def ask(url: str, job: JobKind, job_id: str) -> None:
+    async def ask(url: str, job: JobKind, headers: Mapping[str, str], job_id: str) -> None:
         body = job.header.replace(ID_PLACE, job_id).encode() + job.raw
-        headers = {"Content-Type": "application/json"}
-        if kind.binary:
-            headers = {
-                "Content-Type": "application/octet-stream",
-                oip.HEADER_LENGTH_HTTP: str(len(job.header)),
-            }
         async with http.post(url, data=body, headers=headers) as response:
             answer = await response.read()
         if response.status != 200:
@@ -250,22 +229,32 @@ async def _take_turns(
         _await_answer(client, job_id)
 
     ways: dict[str, Callable[[str], Awaitable[None]]] = {
-        "edgewise": partial(publish, Publisher(client, DEVICE, job)),
-        "http": partial(ask, here, job),
-        "unnamed": partial(ask, here, _job(kind, named=False)),
-        "bridge": partial(publish, Publisher(client, BRIDGE, job)),
+        "mqtt": partial(publish, Publisher(client, DEVICE, job)),
+        "http": partial(ask, here, job, _headers(kind, job)),
+        "unnamed": partial(ask, here, unnamed, _headers(kind, unnamed)),
+        BRIDGED: partial(publish, Publisher(client, BRIDGE, job)),
     }
-    times: dict[str, list[float]] = {"direct": [], **{way: [] for way in ways}}
+    direct = partial(ask, there, job, _headers(kind, job))
+    times: dict[str, list[float]] = {DIRECT: [], **{way: [] for way in ways}}
     for count in range(scale.requests + 5):
         for way, take in ways.items():
             # Each way comes after a direct one, which leaves the server's traces in the caches.
-            for name, each in (("direct", partial(ask, there, job)), (way, take)):
+            for name, each in ((DIRECT, direct), (way, take)):
                 job_id = f"{kind.name[:20]}-{way[0]}{name[0]}{count}".ljust(ID_WIDTH, "-")
                 began = time.perf_counter()
                 await each(job_id)
                 if count >= 5:  # connections are up, caches warm
                     times[name].append((time.perf_counter() - began) * 1000)
-    return Added(kind, len(job.header) + len(job.raw), **times)
+    return Added(kind, len(job.header) + len(job.raw), times)
+
+
+def _headers(kind: Kind, job: JobKind) -> dict[str, str]:
+    if not kind.binary:
+        return {"Content-Type": "application/json"}
+    return {
+        "Content-Type": "application/octet-stream",
+        oip.HEADER_LENGTH_HTTP: str(len(job.header)),
+    }
 
 
 def _await_answer(client: mqtt5.Client, job_id: str) -> None:
@@ -345,9 +334,9 @@ def print_table(measured: Measured) -> None:
         kind = row.kind
         print(
             f"{kind.server:9} {kind.model:13} {'binary' if kind.binary else 'JSON':7} "
-            f"{row.body_bytes:7d} B {row.direct_p50:7.2f} ms {row.added_p50:11.2f} ms "
-            f"{row.added_http_p50:8.2f} ms {row.added_unnamed_p50:9.2f} ms "
-            f"{row.bridge_p50:11.2f} ms  "
+            f"{row.body_bytes:7d} B {row.direct_p50:7.2f} ms {row.adds('mqtt'):11.2f} ms "
+            f"{row.adds('http'):8.2f} ms {row.adds('unnamed'):9.2f} ms "
+            f"{row.adds(BRIDGED):11.2f} ms  "
             f"{machine.verdict(row.holds)}"
         )
     print(f"target: less than {MOST_ADDED_MS:g} ms")
@@ -366,8 +355,8 @@ def warnings(measured: Measured) -> Iterator[str]:
     for row in measured.added:
         if row.holds is False:
             yield (
-                f"{row.kind.name}: Edgewise adds {row.added_p50:.2f} ms by MQTT, "
-                f"{row.added_http_p50:.2f} ms by HTTP, {row.added_unnamed_p50:.2f} ms without an id"
+                f"{row.kind.name}: Edgewise adds {row.adds('mqtt'):.2f} ms by MQTT, "
+                f"{row.adds('http'):.2f} ms by HTTP, {row.adds('unnamed'):.2f} ms without an id"
             )
     if measured.gain < LEAST_GAIN:
         yield f"batching gives {measured.gain:.2f} times the requests"

@@ -33,9 +33,7 @@ class Expected(NamedTuple):
     hedge: str | None = None  # a second route, and when it is started
     after_s: float = 0.0
 
-    def with_costs(
-        self, cost: float, miss: float, hedge: str | None = None, after_s: float = 0.0
-    ) -> Expected:
+    def with_costs(self, cost: float, miss: float, hedge: str | None, after_s: float) -> Expected:
         """Give the same with failures, or a hedge, counted; quicker than `_replace`."""
         route, mean_s, spread, _, _, latency, energy, money, toll, fixed, awake, budget, _, _ = self
         return Expected(

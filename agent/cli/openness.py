@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agent.config import Config, Endpoint, Http, Mqtt, Tracing, split_listen
+from agent.config import Config, Endpoint, Http, Mqtt, Tracing, is_loopback, split_listen
 
 OTHERS = stat.S_IRWXO
 
@@ -19,20 +18,20 @@ def find(config: Config) -> Iterator[str]:
         if _is_others(file):
             yield f"{key}: others may read {file}: chmod o= it"
     host, _ = split_listen(config.http.listen)
-    if not _is_here(host):
+    if not is_loopback(host):
         if config.http.token_file is None:
             yield "http.listen: whoever reaches the port may submit jobs: set http.token_file"
         elif config.http.cert_file is None:
             yield "http.listen: the token can be read on the way: set http.cert_file"
     broker = urlsplit(config.mqtt.url)
-    if broker.scheme == "mqtt" and not _is_here(broker.hostname or ""):
+    if broker.scheme == "mqtt" and not is_loopback(broker.hostname or ""):
         yield "mqtt.url: jobs and passwords can be read on the way: use mqtts://"
     collector = urlsplit(config.tracing.endpoint or "")
-    if collector.scheme == "http" and not _is_here(collector.hostname or ""):
+    if collector.scheme == "http" and not is_loopback(collector.hostname or ""):
         yield "tracing.endpoint: spans and headers can be read on the way: use https://"
     for name, endpoint in config.endpoints.items():
         url = urlsplit(endpoint.url)
-        if url.scheme == "http" and endpoint.token_file and not _is_here(url.hostname or ""):
+        if url.scheme == "http" and endpoint.token_file and not is_loopback(url.hostname or ""):
             yield f"endpoints.{name}.url: the token can be read on the way: use https://"
 
 
@@ -57,12 +56,3 @@ def _is_others(file: str) -> bool:
         return bool(Path(file).stat().st_mode & OTHERS)
     except OSError:
         return False  # that it can't be read is told elsewhere
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -22,6 +22,7 @@ from agent.config.schema import (
     Store,
     TensorInput,
     Tracing,
+    is_loopback,
     split_listen,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "Store",
     "TensorInput",
     "Tracing",
+    "is_loopback",
     "load",
     "read_secret",
     "split_listen",

@@ -329,3 +329,11 @@ def split_listen(listen: str) -> tuple[str, int]:
     if host.startswith("["):
         host = str(ipaddress.IPv6Address(host.strip("[]")))
     return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this device itself, by its name or address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

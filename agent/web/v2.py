@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from agent import __version__
-from agent.config import Limits
+from agent.config import Limits, is_loopback
 from agent.events import BadMessage, Events
 from agent.job import Answer, Asker, ErrorCode, Job, JobError
 from agent.lifecycle import Lifecycle
@@ -288,7 +287,8 @@ async def _send(request: web.Request, answer: Answer, job: Job) -> web.StreamRes
     )
     if header_length is not None:
         response.headers[HEADER_LENGTH_HTTP] = str(header_length)
-    if len(body) >= COMPRESS_FROM_BYTES and not _is_local(request):
+    # On this device, compressing costs more than it saves.
+    if len(body) >= COMPRESS_FROM_BYTES and not is_loopback(request.remote or ""):
         response.enable_compression()  # in a way that the client asks for, if any
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -299,14 +299,6 @@ async def _send(request: web.Request, answer: Answer, job: Job) -> web.StreamRes
         assert request.transport is not None
         request.transport.abort()
     return response
-
-
-def _is_local(request: web.Request) -> bool:
-    """Tell whether the client is on this device, where compressing costs more than it saves."""
-    try:
-        return request.remote is not None and ipaddress.ip_address(request.remote).is_loopback
-    except ValueError:
-        return False
 
 
 def _refusal(answer: Answer, status: int) -> web.Response:

@@ -312,7 +312,7 @@ async def test_a_large_answer_is_compressed_where_that_is_asked_for(
 ):
     monkeypatch.setattr(v2, "COMPRESS_FROM_BYTES", 10)
     # Another machine can't be had here.
-    monkeypatch.setattr(v2, "_is_local", lambda _: False)
+    monkeypatch.setattr(v2, "is_loopback", lambda _: False)
     async with aiohttp.ClientSession(auto_decompress=False) as http:
         said = await http.post(
             f"http://{serving.daemon.web.address}{INFER}",
