@@ -48,6 +48,9 @@ PAUSE_LAST_S = 30.0
 # A job is hopeless where its best route costs more than a miss, and is known this well.
 HOPELESS_IGNORANCE = 1.0
 SURE_SAMPLES = 5
+# Who is refused surely loses. What others would lose is a guess: they may be refused too, or find
+# another way. So this share of it counts.
+OTHERS_SHARE = 0.5
 # Where even the best that may be hoped for is no better, it is tried this much more seldom.
 NO_HOPE = 0.1
 # One that may wait does so for this long, and is decided again.
@@ -317,9 +320,9 @@ class Adaptive:
         One of a higher priority than the usual is not refused for the sake of others, and none for
         a budget's.
         """
-        cost = best.cost - best.budget
-        if priority > USUAL_PRIORITY:
-            cost -= best.toll
+        cost = best.cost - best.budget - best.toll
+        if priority <= USUAL_PRIORITY:
+            cost += OTHERS_SHARE * best.toll
         if best.route.estimate.samples < SURE_SAMPLES:
             # A model's time is measured as it is loaded; what it takes besides is only supposed.
             cost -= best.energy

@@ -17,10 +17,10 @@ from agent.estimate.outcomes import Outcomes
 from agent.estimate.regression import Features, Own, Prior, Regression
 from agent.estimate.running import Mean, Size, finite
 
-# Beforehand: 8 Mbit/s, give or take a factor of seven. Mobile networks change by some 20 % from one
+# Beforehand: 8 Mbit/s, give or take a factor of seven. Mobile networks change by some 15 % from one
 # second to the next; round trips and servers are steadier.
 RTT = Prior(0.05, spread=1.0, drift=0.02, jump=0.2)
-PER_BYTE = Prior(1e-6, spread=2.0, drift=0.2)
+PER_BYTE = Prior(1e-6, spread=2.0, drift=0.15)
 SERVER = Prior(0.01, spread=1.5, drift=0.01, jump=0.7)
 # How much of the longest p95 is kept with each further request.
 FADES = 0.95
