@@ -69,6 +69,8 @@ class Requests:
         Raises:
             JobError: No turn came in time.
         """
+        if self._slots.take_free():
+            return
         self._waits.add(job.priority, job.model)
         try:
             async with asyncio.timeout(timeout_s):

@@ -16,10 +16,16 @@ class Slots:
         self._numbers = itertools.count()
         self._queue: list[tuple[int, float, int, asyncio.Future[None]]] = []
 
+    def take_free(self) -> bool:
+        """Take a slot if one is free; tell whether it was."""
+        if self._free <= 0:
+            return False
+        self._free -= 1
+        return True
+
     async def take(self, priority: int, deadline_at: float) -> None:
         """Wait for a slot: higher priority first, then the earlier deadline."""
-        if self._free > 0:
-            self._free -= 1
+        if self.take_free():
             return
         turn = asyncio.get_running_loop().create_future()
         heapq.heappush(self._queue, (-priority, deadline_at, next(self._numbers), turn))

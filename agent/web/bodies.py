@@ -75,12 +75,17 @@ class Bodies:
 
     async def _next(self, request: web.Request, within_s: float) -> bytes:
         try:
-            async with asyncio.timeout(within_s):
-                return await request.content.readany()
+            # The body of a small request is here with its head.
+            return request.content.read_nowait() or await self._wait(request, within_s)
         except TimeoutError:
             raise SlowBodyError from None
         except web.RequestPayloadError as error:
             raise JobError(ErrorCode.BAD_REQUEST, f"the body can't be read: {error}") from None
+
+    @staticmethod
+    async def _wait(request: web.Request, within_s: float) -> bytes:
+        async with asyncio.timeout(within_s):
+            return await request.content.readany()
 
 
 def _too_large(size: str, largest: int) -> JobError:

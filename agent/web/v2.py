@@ -191,9 +191,9 @@ class Inference:
     async def _decode(self, request: web.Request) -> Job:
         body = await self._bodies.read(request)
         properties = {
-            name.lower().removeprefix(PREFIX).replace("-", "_"): value
+            name[len(PREFIX) :].lower().replace("-", "_"): value
             for name, value in request.headers.items()
-            if name.lower().startswith(PREFIX)
+            if name[: len(PREFIX)].lower() == PREFIX
         }
         length = request.headers.get(HEADER_LENGTH_HTTP)
         if length is not None:

@@ -6,6 +6,7 @@ import base64
 import functools
 import math
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -267,10 +268,10 @@ def _no_match(name: str, shape: Sequence[int]) -> JobError:
 def _pack_numbers(name: str, datatype: str, values: list[Any]) -> bytes:
     dtype = NUMPY_DTYPES[datatype]
     if datatype.startswith("FP"):
-        with np.errstate(over="ignore"):
-            array = np.array(values, np.float64).astype(dtype)
-        _check_finite(name, array)
-        return array.tobytes()
+        try:
+            return struct.pack(f"<{len(values)}{dtype.char}", *values)
+        except OverflowError:
+            raise _not_finite(name) from None
     if datatype == "BOOL":
         if values and not 0 <= min(values) <= max(values) <= 1:
             raise bad_request(f"input '{name}': BOOL data must be true or false")
@@ -285,4 +286,8 @@ def _pack_numbers(name: str, datatype: str, values: list[Any]) -> bytes:
 
 def _check_finite(name: str, array: npt.NDArray[Any]) -> None:
     if not np.isfinite(array).all():
-        raise bad_request(f"input '{name}': data hold NaN or an infinite number")
+        raise _not_finite(name)
+
+
+def _not_finite(name: str) -> JobError:
+    return bad_request(f"input '{name}': data hold NaN or an infinite number")
