@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from policies.adaptive import DEFER_S, PAUSE_FIRST_S, Adaptive
 from policies.api import Device, Feedback, JobTraits, Plan, Situation, Why
+from policies.cost import Weights
 from policies.lognormal import above, spread_of, used_and_late
 from policies.radio import TailShare
 from policies.testing import check_policy, cloud, every_situation, local, situation
@@ -185,18 +186,33 @@ def test_a_job_is_not_refused_for_the_energy_that_a_run_is_only_supposed_to_take
     assert choose(adaptive(), supposed, supposed).route is not None
 
 
-def test_a_long_run_is_refused_for_the_sake_of_many_short_ones_unless_it_matters_more():
+def before_a_long_run(apart_s):
+    """Have short jobs come, `apart_s` seconds from each other; give the policy, and a long run."""
     policy = adaptive(explore=0.0)
     short, long = estimate(0.05, samples=50, holds_s=0.05), estimate(0.8, samples=50, holds_s=0.8)
     for number in range(64):
         seen = situation(local(**short), job=job())
-        policy.decide(replace(seen, time_s=0.1 * number))
+        policy.decide(replace(seen, time_s=apart_s * number))
+    return policy, local(**long)
+
+
+def test_a_long_run_is_refused_for_the_sake_of_many_short_ones_unless_it_matters_more():
+    policy, long = before_a_long_run(apart_s=0.1)
     plain, urgent = (
-        policy.decide(situation(local(**long), job=job(priority=priority))) for priority in (5, 6)
+        policy.decide(situation(long, job=job(priority=priority))) for priority in (5, 6)
     )
     assert (plain.route, plain.why) == (None, Why.REJECTED)
     assert "toll_of_others" in {term.name for term in plain.reasons}
     assert urgent.route == "local"
+
+
+def test_a_sure_loss_counts_twice_what_others_might_lose():
+    policy, long = before_a_long_run(apart_s=0.2)
+    plan = policy.decide(situation(long, job=job()))
+    terms = {term.name: term.value for term in plan.reasons}
+    assert plan.route == "local"
+    miss = Weights().miss
+    assert terms["cost local"] - terms["toll_of_others"] / 2 < miss < terms["cost local"]
 
 
 @pytest.mark.parametrize(
