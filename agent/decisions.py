@@ -17,6 +17,7 @@ from agent.events import (
     Decided,
     Deferred,
     Events,
+    PutBack,
     Shadowed,
 )
 from agent.job import split_route
@@ -40,8 +41,8 @@ class DecisionLog:
 
     What is kept is ``{"decision", "attempts", "end"}``: what was published, each attempt that was
     made of it (two where the plan was hedged), and how it ended: with the job's answer or its
-    deferral, or with another decision; and ``"audit"``, where the cloud was asked about the answer
-    afterwards. `agent.history` reads it.
+    deferral, with its return to those that wait, or with another decision; and ``"audit"``, where
+    the cloud was asked about the answer afterwards. `agent.history` reads it.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class DecisionLog:
             Deferred,
             lambda event: self._close(event.job.id, {"as": "deferred", "message": event.reason}),
         )
+        events.report(PutBack, lambda event: self._close(event.job.id, {"as": "put_back"}))
 
     def _on_decided(self, event: Decided) -> None:
         self._close(event.job.id, {"as": "decided_again"})

@@ -182,6 +182,13 @@ class Deferred:
 
 
 @dataclass(frozen=True, slots=True)
+class PutBack:
+    """The job's run was called off; it waits again: for its turn, or for the next start."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The store wrote a batch."""
 

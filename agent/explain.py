@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, Attempt, Decision, Entry
+from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, PUT_BACK, Attempt, Decision, End, Entry
 from agent.job import split_route
 from policies.api import LOCAL, WITHDRAWN, Device, Why
 
 MEGABYTE = 1e6
 CANDIDATES = ("route", "mean", "p95", "joules", "price", "fails", "closed because")
 TERMS = ("term", "value", "weight", "product")
+# What became of a job that has no end yet.
+GOES_ON = {DECIDED_AGAIN: "was decided again", PUT_BACK: "waits for its turn again"}
+UNKNOWN_END = "What then became of the job is not on record."
 BETTER, WORSE = 0.8, 1.25  # of the expected latency: within these it took as long as expected
 
 
@@ -207,18 +210,25 @@ def _taken(attempt: Attempt) -> str:
 
 def _end(entry: Entry) -> str:
     end = entry.end
-    if end is not None and end.kind == ANSWERED:
-        total = "" if end.total_s is None else f", {seconds(end.total_s)} after it came in"
-        if end.error is None:
-            return f"The job got its answer{total}."
-        return f"The job was answered with {end.error}{total}: {end.message or 'no more is known'}."
-    if end is not None and end.kind == DEFERRED:
+    if end is None:
+        return UNKNOWN_END
+    if end.kind == ANSWERED:
+        return _answered(end)
+    if end.kind == DEFERRED:
         return f"The job was put off: {end.message or 'no reason is on record'}."
-    if end is not None and end.kind == DECIDED_AGAIN:
-        if entry.attempts:
-            return "So it was decided again."
-        return "Its run was called off before it came to anything, and it was decided again."
-    return "What then became of the job is not on record."
+    goes_on = GOES_ON.get(end.kind or "")
+    if goes_on is None:
+        return UNKNOWN_END
+    if entry.attempts:
+        return f"So it {goes_on}."
+    return f"Its run was called off before it came to anything, and it {goes_on}."
+
+
+def _answered(end: End) -> str:
+    total = "" if end.total_s is None else f", {seconds(end.total_s)} after it came in"
+    if end.error is None:
+        return f"The job got its answer{total}."
+    return f"The job was answered with {end.error}{total}: {end.message or 'no more is known'}."
 
 
 def seconds(value: float) -> str:

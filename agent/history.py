@@ -12,6 +12,7 @@ from policies.api import BudgetView, Device, JobTraits, RouteView, Situation
 ANSWERED = "answered"
 DEFERRED = "deferred"
 DECIDED_AGAIN = "decided_again"
+PUT_BACK = "put_back"
 
 
 class EntryError(Exception):
@@ -40,7 +41,7 @@ class Attempt:
 class End(msgspec.Struct, frozen=True):
     """How a decision ended."""
 
-    kind: str | None = msgspec.field(name="as", default=None)  # ANSWERED, DEFERRED, DECIDED_AGAIN
+    kind: str | None = msgspec.field(name="as", default=None)  # one of the above
     error: str | None = None  # the answer's error code
     message: str | None = None
     total_s: float | None = None  # from the job's receipt to its answer

@@ -20,6 +20,7 @@ from agent.events import (
     Deferred,
     Events,
     Published,
+    PutBack,
     Received,
     Retrying,
     Started,
@@ -324,6 +325,7 @@ class Lifecycle:
             return  # given up
         if task.cancelled():
             self._store.move(record, Move.RETURN)
+            self._events.emit(PutBack(record.job or self._shell(record)))
             self._park(record)
             return
         fault = task.exception()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, Entry, EntryError, decode
+from agent.history import ANSWERED, DECIDED_AGAIN, DEFERRED, PUT_BACK, Entry, EntryError, decode
 from agent.plugins import LoadedPolicy
 from agent.replay.estimators import Evaluation, Interval, Sample, evaluate, interval
 from agent.router.decider import Decider
@@ -19,6 +19,8 @@ DEFER = "defer"
 REJECT = "reject"
 # By far the most that a policy may take; only an endless one is to be ended.
 TIMEOUT_S = 1.0
+# A decision that ended so is not the last of its job.
+NO_END = frozenset({DEFERRED, DECIDED_AGAIN, PUT_BACK})
 
 
 @dataclass(slots=True)
@@ -242,7 +244,7 @@ def _is_over(last: Step, following: Step) -> bool:
 
 def _settle_job(done: Replayed, steps: list[Step]) -> None:
     first, last = steps[0], steps[-1]
-    unknown = last.end in {DEFERRED, DECIDED_AGAIN} or (last.end is None and not last.attempted)
+    unknown = last.end in NO_END or (last.end is None and not last.attempted)
     if unknown or first.attempts_before or last.error == WITHDRAWN:
         done.incomplete += 1
         return

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from agent.decisions import DecisionLog
-from agent.events import Answered, Attempted, Decided, Deferred, Events
+from agent.events import Answered, Attempted, Decided, Deferred, Events, PutBack
 from agent.job import Answer, ErrorCode, JobError, Outcome
 from policies.api import Estimate, Plan, Term, Why
 from policies.testing import situation
@@ -159,6 +159,14 @@ def test_a_decision_that_defers_a_job_is_kept_without_an_attempt(decisions, make
     assert entry["end"] == {"as": "deferred", "message": "policy 'mine': battery_low"}
 
 
+def test_a_decision_whose_run_is_called_off_is_kept_and_so_is_the_next_one(decisions, make_job):
+    job = make_job()
+    decisions.emit(decided(job), PutBack(job))
+    assert decisions.ends == ["put_back"]
+    decisions.emit(decided(job), attempted(job), answered(job))
+    assert decisions.ends == ["put_back", "answered"]
+
+
 def test_a_decision_whose_attempt_was_cut_off_is_kept(decisions, make_job):
     job = make_job()
     decisions.emit(decided(job), answered(job))
@@ -234,3 +242,20 @@ async def test_a_decision_whose_run_was_put_back_on_disk_is_logged(serve, make_j
     await served.answer("j1")
     assert len(served.events.of(Decided)) == len(log.published) == 2
     assert [len(made) for made in log.attempts] == [0, 1]
+    assert log.ends == ["put_back", "answered"]
+
+
+async def test_a_decision_under_way_when_the_daemon_stops_is_logged(serve, make_job):
+    served = await serve()
+    log = Log()
+    DecisionLog(log.store, log.published.append).observe(served.built.observed)
+
+    async def wait(job, timeout_s, started, streamed):
+        served.built.local.began.set()
+        await asyncio.Event().wait()
+
+    served.built.local.run = wait
+    served.submit(make_job())
+    await served.built.local.began.wait()
+    await served.lifecycle.drain(0.0)
+    assert log.ends == ["put_back"]

@@ -120,6 +120,15 @@ def test_a_failure_and_what_followed_are_told():
     assert "a price of 0.002 and 7 bytes up and 0 down. So it was decided again." in said
 
 
+def test_a_run_that_was_called_off_is_told():
+    again = "it waits for its turn again."
+    assert f"Its run was called off before it came to anything, and {again}" in told(
+        attempts=[], end={"as": "put_back"}
+    )
+    attempt = {"route": "local", "latency_s": 0.2, "error": "cancelled"}
+    assert f"So {again}" in told(attempts=[attempt], end={"as": "put_back"})
+
+
 def test_a_hedged_plan_says_so():
     hedged = {"hedge": "cloud:lab", "hedge_after_s": 0.02}
     first = {"route": "local", "latency_s": 0.2, "error": "cancelled"}

@@ -216,6 +216,7 @@ def test_a_job_without_a_result_costs_a_miss():
     [
         {"end": "deferred", "latency_s": None},
         {"end": "decided_again"},
+        {"end": "put_back", "latency_s": None},
         {"end": None, "latency_s": None},
         {"end_error": "cancelled"},
         {"attempts": 1},
