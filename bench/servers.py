@@ -46,7 +46,6 @@ BATCHED, ALONE = "recall", "recall-alone"
 # that nobody could ask for its answer again; over MQTT by the bare bridge.
 DIRECT, BRIDGED = "direct", "bridge"
 OURS = ("mqtt", "http", "unnamed")
-WAYS = (*OURS, BRIDGED)
 # What must hold.
 MOST_ADDED_MS = 2.0
 LEAST_GAIN = 2.0
@@ -111,7 +110,7 @@ class Added:
         return statistics.median(self.times[DIRECT])
 
     def adds(self, way: str) -> float:
-        """What the middle request takes longer in one of `WAYS`."""
+        """What the middle request takes longer in a way of `OURS`, or `BRIDGED`."""
         return statistics.median(self.times[way]) - self.direct_p50
 
     @property

@@ -71,7 +71,8 @@ class Adaptive:
     ahead of its time costs besides (`policies.virtual_queues`).
 
     A job that keeps a route's worker from others is charged what they lose (`policies.crowd`). One
-    whose best route costs more than a miss, with that, is refused at once, or waits if it may.
+    whose best route costs more than a miss, with half of that, is refused at once, or waits
+    if it may.
 
     Estimates that have not been confirmed for a while are uncertain. A route that would be best if
     its latency were at the good end of that is tried now and then (optimism in the face of

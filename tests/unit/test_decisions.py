@@ -222,19 +222,25 @@ async def test_what_the_router_decides_is_logged_to_the_last_attempt(build_route
     assert [made[0]["error"] for made in log.attempts] == ["model_error", None]
 
 
-async def test_a_decision_whose_run_was_put_back_on_disk_is_logged(serve, make_job, until):
-    served = await serve(looking_after=True)
-    log = Log()
-    DecisionLog(log.store, log.published.append).observe(served.built.observed)
-    run = served.built.local.run
+async def begin_endless(served, job):
+    """Submit a job whose run begins, and ends only when it is called off."""
 
     async def wait(job, timeout_s, started, streamed):
         served.built.local.began.set()
         await asyncio.Event().wait()
 
     served.built.local.run = wait
-    served.submit(make_job())
+    served.submit(job)
     await served.built.local.began.wait()
+
+
+async def test_a_decision_whose_run_was_put_back_on_disk_is_logged(serve, make_job, until):
+    served = await serve(looking_after=True)
+    log = Log()
+    DecisionLog(log.store, log.published.append).observe(served.built.observed)
+    run = served.built.local.run
+
+    await begin_endless(served, make_job())
     served.built.local.run = run
     served.lifecycle.pause()
     await until(lambda: served.store.parked and not served.lifecycle._live)
@@ -249,13 +255,6 @@ async def test_a_decision_under_way_when_the_daemon_stops_is_logged(serve, make_
     served = await serve()
     log = Log()
     DecisionLog(log.store, log.published.append).observe(served.built.observed)
-
-    async def wait(job, timeout_s, started, streamed):
-        served.built.local.began.set()
-        await asyncio.Event().wait()
-
-    served.built.local.run = wait
-    served.submit(make_job())
-    await served.built.local.began.wait()
+    await begin_endless(served, make_job())
     await served.lifecycle.drain(0.0)
     assert log.ends == ["put_back"]
